@@ -1,0 +1,67 @@
+# make help lists what can be made. Each target builds the virtual environment .venv when it is
+# missing or when its pins changed. PYTHON=/path/to/python uses that interpreter as it is.
+
+ifdef PYTHON
+READY :=
+else
+PINS := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+PYTHON := $(CURDIR)/.venv/bin/python
+READY := .venv/ready-$(PINS)
+endif
+
+# The interpreter that builds .venv.
+BASE_PYTHON ?= python3
+# One thread for each process: the tests run in two processes, and small matrices gain nothing from threads.
+TEST_PROCESSES ?= 2
+
+export PYTHONPATH := $(CURDIR)/src
+export PYTHONDONTWRITEBYTECODE := 1
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+.PHONY: help demo test lint format types imports environment clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     answer questions about a picture file and a video file with the embedded model"
+	@echo "make test     lint, types, import contracts and tests (what CI runs)"
+	@echo "make lint     lint, types and import contracts"
+	@echo "make format   rewrite the code in the project's format"
+	@echo "make clean    remove .venv and caches"
+	@echo
+	@echo "PYTHON=/path/to/python make test    uses an interpreter where everything is installed already"
+
+demo: $(READY)
+	@$(PYTHON) examples/demo.py
+
+test: lint
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+lint: $(READY)
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check
+	@$(PYTHON) -m pyright --pythonpath $(PYTHON)
+	@$(PYTHON) $(LINT_IMPORTS)
+
+format: $(READY)
+	@$(PYTHON) -m ruff check --fix --exit-zero
+	@$(PYTHON) -m ruff format
+
+environment: $(READY)
+
+# torch goes first, at its pinned version: left free, pip would take a build with CUDA of several gigabytes.
+.venv/ready-%:
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "llava-mini needs Python 3.11 or newer, $(BASE_PYTHON) is $$($(BASE_PYTHON) --version). Set BASE_PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@echo "Building .venv (once; a few minutes)"
+	@$(BASE_PYTHON) -m venv .venv
+	@rm -f .venv/ready-*
+	@.venv/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[train,quantize,peft]' --group dev
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache
