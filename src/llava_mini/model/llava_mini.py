@@ -1,0 +1,349 @@
+"""LLaVA-Mini: the whole path from pixels and ids to logits.
+
+    pixels -> vision tower -> reducer, projector -> pre-fusion -> splice -> language model
+
+``fuse`` does all but the last step. What it returns can be continued by any causal language model,
+which stays as transformers wrote it (paper, appendix E.3).
+"""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from llava_mini.config import LlavaMiniConfig
+from llava_mini.flow import FusedPrompt, ModelInputs
+from llava_mini.model import splice
+from llava_mini.model.positions import sine_cosine_2d
+from llava_mini.model.prefusion import Fused, KeysValues, Prefusion
+from llava_mini.model.projector import Projector
+from llava_mini.model.reducers import QueryReducer, build_reducer
+from llava_mini.model.vision import encode_views, join_crops
+
+
+class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """LLaVA-Mini with a language model head."""
+
+    config_class = LlavaMiniConfig
+    config: LlavaMiniConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CLIPEncoderLayer", "PrefusionLayer", "QueryReducer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    frames_per_pass: int = 16
+    """Frames that go through vision, reduction and pre-fusion at a time: memory against speed, never the result."""
+
+    def __init__(self, config: LlavaMiniConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = CLIPVisionModel._from_config(config.vision)
+        self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
+        self.reducer = build_reducer(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text)
+        config.text_config = self.language_model.config  # one object, so that a changed attention kernel reaches all
+        self.prefusion = Prefusion(config.text, config.prefusion_num_layers) if config.prefusion_num_layers else None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, QueryReducer):
+            init.normal_(module.queries, mean=0.0, std=0.02)
+            init.copy_(module.query_codes, sine_cosine_2d(module.grid, module.queries.shape[1]))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's table."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's table."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    # The vision side: does not depend on the question.
+
+    def encode_frames(self, pixel_values: Tensor) -> Tensor:
+        """Vision features of frames: [F, V, 3, H, W] to [F, V, patches, E].
+
+        Raises:
+            ValueError: the number of views or their size is not the configuration's.
+        """
+        views = self.config.views_per_frame
+        if pixel_values.dim() != 5 or pixel_values.shape[1] != views:
+            raise ValueError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}, expected (frames, {views}, 3, height, width) "
+                f"at resolution_ratio {self.config.resolution_ratio}. Use the model's own processor."
+            )
+        return encode_views(self.vision_tower, pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])
+
+    def reduce_frames(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Projected rows of frames.
+
+        Args:
+            features: [F, V, patches, E].
+
+        Returns:
+            Patches [F, P, D], None if nothing will read them, and reduced tokens [F, Q, D] (with
+            ``identity`` the patches themselves).
+        """
+        features = features.to(self.projector.linear_1.weight.dtype)
+        grid, patches = join_crops(features, self.config.resolution_ratio)
+        if self.config.reducer == "identity":
+            projected = self.projector(patches)  # [F, P, D]
+            return projected, projected
+        reduced = self.projector(self.reducer(grid).tokens)  # [F, Q, D]
+        return (self.projector(patches) if self.prefusion is not None else None), reduced
+
+    def read(self, patches: Tensor | None, reduced: Tensor, text: Tensor | None) -> Fused:
+        """Pre-fusion of frames [F, P, D], [F, Q, D] and their text [F, T, D]; without it, nothing changes."""
+        if self.prefusion is None:
+            return Fused(reduced, text, ())
+        assert patches is not None
+        from_prefusion = self.config.vision_tokens_from == "prefusion"
+        duplicated = self.config.reducer == "identity"
+        rows = torch.cat([patches, reduced], dim=1) if from_prefusion and not duplicated else patches
+        fused = self.prefusion(rows, text, num_outputs=reduced.shape[1] if from_prefusion else 0)
+        return fused if from_prefusion else Fused(reduced, fused.text, fused.keys_values)
+
+    def read_again(self, keys_values: tuple[KeysValues, ...], text: Tensor) -> Tensor:
+        """Pre-fusion of another text [F, T, D] about frames that were read before."""
+        if self.prefusion is None:
+            return text
+        fused = self.prefusion(keys_values, text).text
+        assert fused is not None
+        return fused
+
+    # The seam.
+
+    def fuse(self, inputs: ModelInputs) -> FusedPrompt:
+        """Turn ids and pixels into the embeddings that the language model reads.
+
+        Frames pass through in groups of ``frames_per_pass``. Text is fused with each frame of its
+        prompt and averaged over them in float32; prompts without frames stay as they are.
+
+        Raises:
+            ValueError: frames and their places do not agree, or there is no frame where one was promised.
+        """
+        config, ids = self.config, inputs.input_ids
+        is_image = ids == config.image_token_id
+        embeds = self.get_input_embeddings()(ids.masked_fill(is_image, 0))  # [B, T, D]
+        mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
+        visible = splice.fusible(
+            inputs,
+            image_token_id=cast(int, config.image_token_id),
+            fuse_token_id_zero=config.fuse_token_id_zero,
+            fuse_answers=config.fuse_answers,
+        )
+        packed = splice.pack(embeds, visible)
+
+        streamed = inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor)
+        if isinstance(inputs.pixel_values, Tensor) or inputs.pixel_values is None:
+            num_frames = 0 if inputs.pixel_values is None else inputs.pixel_values.shape[0]
+            frames = splice.frames_of_prompts(is_image, num_frames, config.tokens_per_frame)
+            prompt_of_frame = torch.arange(len(ids), device=ids.device).repeat_interleave(frames)
+            tokens, text = self._pass_frames(self._groups(inputs.pixel_values, prompt_of_frame), packed.embeds)
+            copies = []
+        else:
+            if len(ids) != 1:
+                raise ValueError(f"Streamed frames go with one prompt, got {len(ids)}. Fuse the prompts one by one.")
+            slots = _Slots(int(is_image.sum()))
+            tokens, text = self._pass_frames(slots.groups(inputs, self.device, self.frames_per_pass), packed.embeds)
+            copies = [count * config.tokens_per_frame for count in slots.counts]
+            frames = torch.tensor([sum(slots.counts)], device=ids.device)
+
+        embeds = splice.unpack(embeds, text / frames.clamp(min=1)[:, None, None], packed, frames > 0)
+        labels = inputs.labels
+        if streamed:
+            embeds = splice.widen(embeds, is_image, copies)
+            mask, ids = splice.widen(mask, is_image, copies), splice.widen(ids, is_image, copies)
+            labels = None if labels is None else splice.widen(labels, is_image, copies)
+            is_image = ids == config.image_token_id
+        if tokens:
+            embeds = splice.place_frames(embeds, is_image, torch.cat(tokens))
+        return FusedPrompt(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            input_ids=ids,
+            labels=labels,
+            num_frames=tuple(frames.tolist()),
+        )
+
+    def _groups(self, pixel_values: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames with the prompt of each, ``frames_per_pass`` at a time."""
+        if pixel_values is not None:
+            yield from zip(
+                pixel_values.split(self.frames_per_pass), prompt_of_frame.split(self.frames_per_pass), strict=True
+            )
+
+    def _pass_frames(self, groups: Iterator[tuple[Tensor, Tensor]], text: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Vision tokens of each group, and fused text [B, N, D] summed over the frames of each prompt, float32."""
+        tokens, total = [], torch.zeros(text.shape, dtype=torch.float32, device=text.device)
+        for pixel_values, prompt_of_frame in groups:
+            patches, reduced = self.reduce_frames(self.encode_frames(pixel_values))
+            fused = self.read(patches, reduced, text[prompt_of_frame])
+            assert fused.vision is not None and fused.text is not None
+            tokens.append(fused.vision)  # [F, Q, D]
+            total = total.index_add(0, prompt_of_frame, fused.text.float())  # [B, N, D]
+        return tokens, total
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        answer_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of a batch of prompts, and the loss when ``labels`` are given.
+
+        Args:
+            input_ids: [B, T], image tokens in the places of frames.
+            pixel_values: [F, V, 3, H, W], all frames of the batch.
+            attention_mask: [B, T], 0 at padding, on either side.
+            answer_mask: [B, T], 1 at tokens that the assistant wrote.
+            labels: [B, T], -100 where nothing is learned. Answers are then never fused.
+            inputs_embeds: [B, S, D], in place of ``input_ids``: an already fused prompt.
+            position_ids: [B, S]. None: counted over the attention mask.
+            past_key_values: the language model's cache.
+            logits_to_keep: compute logits for so many last positions only; 0 is all.
+            **kwargs: for the language model.
+
+        Raises:
+            ValueError: frames and places do not agree, or frames come on top of a filled cache.
+        """
+        is_first = past_key_values is None or past_key_values.get_seq_length() == 0
+        if not is_first and pixel_values is not None:
+            raise ValueError(
+                "pixel_values were given together with past_key_values that already hold a prompt. Frames change the "
+                "fused text before them: pass the whole conversation without past_key_values."
+            )
+        if inputs_embeds is None and is_first:
+            if input_ids is None:
+                raise ValueError("Give input_ids, or inputs_embeds made by fuse().")
+            fused = self.fuse(
+                ModelInputs(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    answer_mask=answer_mask,
+                    pixel_values=pixel_values,
+                    labels=labels,
+                )
+            )
+            input_ids, inputs_embeds = None, fused.inputs_embeds
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+        return self.language_model(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Any = None,
+        attention_mask: Tensor | None = None,
+        answer_mask: Tensor | None = None,
+        fused: FusedPrompt | None = None,
+        **kwargs: Any,
+    ) -> Tensor | ModelOutput:
+        """Continue prompts: ``fuse`` once, then transformers' ``generate`` with all its arguments.
+
+        Args:
+            input_ids: [B, T], as in ``forward``.
+            pixel_values: as in ``ModelInputs``: a tensor, or chunks of frames.
+            attention_mask: [B, T]; pad on the left to generate for a batch.
+            answer_mask: [B, T].
+            fused: a prompt made by ``fuse``, in place of all the others.
+            **kwargs: as in transformers: ``max_new_tokens``, ``do_sample``, ``num_beams``, ``streamer``, ...
+
+        Returns:
+            Ids of prompt and answer, [B, S + new], or what ``return_dict_in_generate`` asks for.
+
+        Raises:
+            ValueError: neither or both of ``input_ids`` and ``fused``, or a cache that holds an earlier turn.
+        """
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                f"generate() was given a cache of {cache.get_seq_length()} positions. Frames change all the text of a "
+                "prompt, so a cache from an earlier turn does not fit: pass the whole conversation instead."
+            )
+        if (input_ids is None) == (fused is None):
+            raise ValueError("generate() needs input_ids (from the processor) or fused (from fuse()), one of the two.")
+        if fused is None:
+            fused = self.fuse(
+                ModelInputs(
+                    input_ids=cast(Tensor, input_ids),
+                    attention_mask=attention_mask,
+                    answer_mask=answer_mask,
+                    pixel_values=pixel_values,
+                )
+            )
+        is_image = fused.input_ids == self.config.image_token_id
+        # Penalties look prompt ids up among the logits, where the image token has no place.
+        stand_in = self.config.text.pad_token_id
+        known_ids = fused.input_ids.masked_fill(is_image, stand_in if stand_in is not None else 0)
+        output = super().generate(
+            known_ids,
+            inputs_embeds=fused.inputs_embeds,
+            attention_mask=fused.attention_mask,
+            **kwargs,
+        )
+        sequences = output if isinstance(output, Tensor) else cast(Any, output).sequences
+        copies = sequences.shape[0] // fused.input_ids.shape[0]
+        sequences[:, : known_ids.shape[1]] = fused.input_ids.repeat_interleave(copies, dim=0)
+        return cast("Tensor | ModelOutput", output)
+
+
+class _Slots:
+    """Counts the frames of each image or video while they stream past."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.counts = [0] * num_slots
+
+    def groups(self, inputs: ModelInputs, device: torch.device, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames with the prompt of each (there is one), at most ``limit`` at a time."""
+        last = 0
+        for chunk in cast(Any, inputs.pixel_values):
+            if not last <= chunk.slot < len(self.counts):
+                raise ValueError(
+                    f"A chunk of frames belongs to medium {chunk.slot}, after medium {last}, but the prompt has "
+                    f"{len(self.counts)}. Stream the media in the order of their places in the prompt."
+                )
+            last = chunk.slot
+            self.counts[chunk.slot] += chunk.pixel_values.shape[0]
+            for pixel_values in chunk.pixel_values.split(limit):
+                yield pixel_values.to(device), torch.zeros(len(pixel_values), dtype=torch.long, device=device)
+        if 0 in self.counts:
+            raise ValueError(
+                f"No frame came for medium {self.counts.index(0)} of the prompt. Is the video empty or the iterator "
+                "already used?"
+            )

@@ -1,0 +1,245 @@
+"""Modality pre-fusion: the text reads all patches in a few decoder layers (section 4.2).
+
+The rows stand in the order [patches | reduced | text] under a causal mask, so the vision rows never
+see the text. That makes two passes exact: the vision rows run once and leave their keys and values,
+and the text rows run against them, for any number of questions. Text rows are packed to the left:
+what stands right of a row is never seen, so padding needs no mask.
+
+Shapes: F frames, P patches, Q reduced tokens, T text tokens, D language width, H key heads, C head width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
+
+KeysValues = tuple[Tensor, Tensor]
+"""Rotated keys and values of some rows, each [F, H, rows, C]."""
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of some positions, each [1, rows, C]."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of language models calls its parts."""
+
+    block: type[nn.Module]
+    rotary: type[nn.Module]
+    rotate: Callable[..., tuple[Tensor, Tensor]]
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        modeling_llama.LlamaDecoderLayer, modeling_llama.LlamaRotaryEmbedding, modeling_llama.apply_rotary_pos_emb
+    ),
+    "mistral": Family(
+        modeling_mistral.MistralDecoderLayer,
+        modeling_mistral.MistralRotaryEmbedding,
+        modeling_mistral.apply_rotary_pos_emb,
+    ),
+    "qwen2": Family(
+        modeling_qwen2.Qwen2DecoderLayer, modeling_qwen2.Qwen2RotaryEmbedding, modeling_qwen2.apply_rotary_pos_emb
+    ),
+    "qwen3": Family(
+        modeling_qwen3.Qwen3DecoderLayer, modeling_qwen3.Qwen3RotaryEmbedding, modeling_qwen3.apply_rotary_pos_emb
+    ),
+}
+"""Families of language models that pre-fusion can copy, by ``model_type``."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What pre-fusion returns."""
+
+    vision: Tensor | None
+    """[F, num_outputs, D]: the last rows of the vision side, after the last layer. None: none were asked for."""
+    text: Tensor | None
+    """[F, T, D]. None: no text was given."""
+    keys_values: tuple[KeysValues, ...]
+    """Of the vision rows, for each layer: what later questions need."""
+
+
+class Prefusion(nn.Module):
+    """``num_layers`` decoder layers with the structure of the language model and their own weights.
+
+    Args:
+        config: the language model's configuration, shared with it.
+        num_layers: how many layers.
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_layers: int) -> None:
+        super().__init__()
+        if config.model_type not in FAMILIES:
+            raise ValueError(
+                f"Pre-fusion knows the language models {', '.join(FAMILIES)}, not {config.model_type!r}. "
+                "Use one of these, or prefusion_num_layers=0."
+            )
+        family = FAMILIES[config.model_type]
+        self.layers = nn.ModuleList(PrefusionLayer(config, family, index) for index in range(num_layers))
+        self.rotary = family.rotary(config=config)
+
+    def forward(
+        self, vision: Tensor | tuple[KeysValues, ...], text: Tensor | None = None, *, num_outputs: int = 0
+    ) -> Fused:
+        """Run the vision rows, unless their keys and values are at hand, and the text rows against them.
+
+        Args:
+            vision: patches and reduced tokens, [F, P + Q, D], or what an earlier call left.
+            text: packed to the left, [F, T, D].
+            num_outputs: how many of the last vision rows to return.
+        """
+        stored = None if isinstance(vision, Tensor) else vision
+        rows = vision if isinstance(vision, Tensor) else None
+        num_vision = rows.shape[1] if rows is not None else vision[0][0].shape[2]
+        num_text = 0 if text is None else text.shape[1]
+        like = rows if rows is not None else text
+        assert like is not None, "Pre-fusion was given neither vision rows nor text."
+        positions = torch.arange(num_vision + num_text, device=like.device)[None]
+        cos, sin = self.rotary(like, positions)  # [1, P + Q + T, C]
+
+        keys_values: list[KeysValues] = []
+        for index, layer in enumerate(self.layers):
+            is_last = index == len(self.layers) - 1
+            rows, text, left = layer(
+                rows,
+                text,
+                stored[index] if stored is not None else None,
+                (cos, sin),
+                num_outputs if is_last else num_vision,
+            )
+            keys_values.append(left)
+        return Fused(rows if num_outputs else None, text, tuple(keys_values))
+
+    def copy_from(self, layers: nn.ModuleList) -> None:
+        """Start from the first decoder layers of a language model, which the paper leaves open."""
+        for ours, theirs in zip(self.layers, layers, strict=False):
+            ours.block.load_state_dict(theirs.state_dict())
+
+
+class PrefusionLayer(nn.Module):
+    """One decoder layer of the family, run over vision rows and text rows in one call.
+
+    It owns its activation checkpointing: transformers' own would drop the keys and values.
+    """
+
+    def __init__(self, config: PreTrainedConfig, family: Family, index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.block = family.block(config, index)
+        self.rotate = family.rotate
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., tuple] = torch.utils.checkpoint.checkpoint
+
+    def forward(
+        self,
+        vision: Tensor | None,
+        text: Tensor | None,
+        stored: KeysValues | None,
+        rotation: Rotation,
+        num_outputs: int,
+    ) -> tuple[Tensor | None, Tensor | None, KeysValues]:
+        """Both passes.
+
+        Args:
+            vision: [F, P + Q, D], or None when ``stored`` holds its keys and values.
+            text: [F, T, D] or None.
+            stored: keys and values of the vision rows from an earlier call.
+            rotation: for all positions, vision first.
+            num_outputs: compute only this many of the last vision rows; the others leave keys and values.
+        """
+        arguments = (vision, text, stored, rotation, num_outputs)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self._run, *arguments)
+        return self._run(*arguments)
+
+    def _run(
+        self,
+        vision: Tensor | None,
+        text: Tensor | None,
+        stored: KeysValues | None,
+        rotation: Rotation,
+        num_outputs: int,
+    ) -> tuple[Tensor | None, Tensor | None, KeysValues]:
+        if vision is not None:
+            num_silent = vision.shape[1] - num_outputs
+            silent, vision = vision[:, :num_silent], vision[:, num_silent:]
+            stored = self._keys_values(silent, rotation) if num_silent else None
+            if num_outputs:
+                vision, stored = self._rows(vision, stored, rotation)
+        assert stored is not None
+        if text is not None:
+            text, _ = self._rows(text, stored, rotation)
+        return vision, text, stored
+
+    def _rows(self, hidden: Tensor, before: KeysValues | None, rotation: Rotation) -> tuple[Tensor, KeysValues]:
+        """Run rows [F, rows, D] against the keys and values before them and their own."""
+        start = before[0].shape[2] if before is not None else 0
+        end = start + hidden.shape[1]
+        store = _Store(before)
+        attention = self.block.self_attn
+        attended, _ = attention(
+            hidden_states=self.block.input_layernorm(hidden),
+            position_embeddings=tuple(part[:, start:end] for part in rotation),
+            attention_mask=self._mask(hidden, start),
+            past_key_values=store,
+        )
+        hidden = hidden + attended
+        hidden = hidden + self.block.mlp(self.block.post_attention_layernorm(hidden))
+        return hidden, store.keys_values  # [F, rows, D]
+
+    def _keys_values(self, hidden: Tensor, rotation: Rotation) -> KeysValues:
+        """Keys and values of the first rows [F, rows, D], and nothing else."""
+        attention = self.block.self_attn
+        hidden = self.block.input_layernorm(hidden)
+        heads = (*hidden.shape[:-1], -1, attention.head_dim)
+        key_norm = getattr(attention, "k_norm", nn.Identity())  # query and key norms: Qwen3
+        key = key_norm(attention.k_proj(hidden).view(heads)).transpose(1, 2)  # [F, H, rows, C]
+        value = attention.v_proj(hidden).view(heads).transpose(1, 2)  # [F, H, rows, C]
+        _, key = self.rotate(key, key, *(part[:, : hidden.shape[1]] for part in rotation))
+        return key, value
+
+    def _mask(self, hidden: Tensor, num_before: int) -> Tensor | None:
+        """Causal mask [1, 1, rows, num_before + rows], or None where the kernel does it by itself."""
+        kernel, num_rows = self.config._attn_implementation, hidden.shape[1]
+        if kernel.startswith("flash_attention"):
+            return None  # aligned to the last key, and windowed by its own argument
+        attention = self.block.self_attn
+        window = getattr(attention, "sliding_window", None)
+        if self.config.model_type == "mistral":
+            window = self.config.sliding_window
+        if kernel == "sdpa" and window is None and num_before == 0:
+            return None
+        row = num_before + torch.arange(num_rows, device=hidden.device)[:, None]
+        column = torch.arange(num_before + num_rows, device=hidden.device)[None, :]
+        visible = column <= row
+        if window is not None:
+            visible &= column > row - window
+        if kernel == "sdpa":
+            return visible[None, None]
+        if kernel == "eager":
+            hidden_value = torch.finfo(hidden.dtype).min
+            return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, hidden_value)[None, None]
+        raise ValueError(
+            f"Pre-fusion runs with the attention kernels eager, sdpa and flash_attention, not {kernel!r}. "
+            "Load the model with attn_implementation='sdpa'."
+        )
+
+
+class _Store:
+    """The part of a transformers cache that an attention module calls, for one layer and one pass."""
+
+    def __init__(self, before: KeysValues | None) -> None:
+        self.before = before
+
+    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> KeysValues:
+        if self.before is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self.before, (key, value), strict=True))
+        self.keys_values = (key, value)
+        return self.keys_values

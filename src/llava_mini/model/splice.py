@@ -1,0 +1,92 @@
+"""Between prompts and rows: which text is fused, how it is packed, and where everything returns to.
+
+Shapes: B prompts, T tokens, S spliced length, F frames, Q reduced tokens, D language width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_mini.flow import ModelInputs
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """The fused rows of every prompt, moved to the left and cut to the longest."""
+
+    embeds: Tensor
+    """[B, N, D]. Rows past a prompt's own number hold nothing of meaning."""
+    source: Tensor
+    """[B, N] int64: where each row came from, among the prompt's fusible tokens."""
+    valid: Tensor
+    """[B, N] bool: the rows that are a prompt's own."""
+
+
+def fusible(inputs: ModelInputs, *, image_token_id: int, fuse_token_id_zero: bool, fuse_answers: bool) -> Tensor:
+    """Tokens that pre-fusion reads: [B, T] bool.
+
+    Never: places of frames, padding, and answers that carry labels. Earlier answers only with ``fuse_answers``.
+    """
+    ids = inputs.input_ids
+    visible = ids != image_token_id
+    if inputs.attention_mask is not None:
+        visible &= inputs.attention_mask.bool()
+    if not fuse_token_id_zero:
+        visible &= ids != 0
+    if inputs.labels is not None:
+        visible &= inputs.labels == -100
+    if inputs.answer_mask is not None and (inputs.labels is not None or not fuse_answers):
+        visible &= ~inputs.answer_mask.bool()
+    return visible
+
+
+def pack(embeds: Tensor, visible: Tensor) -> PackedText:
+    """Move the visible rows of each prompt to the left. embeds: [B, T, D], visible: [B, T] bool."""
+    lengths = visible.sum(1)
+    longest = int(lengths.max())
+    source = torch.argsort((~visible).int(), dim=1, stable=True)[:, :longest]  # [B, N]
+    packed = embeds.gather(1, source[..., None].expand(-1, -1, embeds.shape[-1]))  # [B, N, D]
+    valid = torch.arange(longest, device=embeds.device) < lengths[:, None]
+    return PackedText(packed, source, valid)
+
+
+def unpack(embeds: Tensor, text: Tensor, packed: PackedText, has_frames: Tensor) -> Tensor:
+    """Put fused text [B, N, D] back into embeds [B, T, D], in the prompts that have frames ([B] bool)."""
+    batch, row = (packed.valid & has_frames[:, None]).nonzero(as_tuple=True)
+    place = packed.source[batch, row]
+    return embeds.index_put((batch, place), text[batch, row].to(embeds.dtype))
+
+
+def place_frames(embeds: Tensor, is_image: Tensor, tokens: Tensor) -> Tensor:
+    """Put vision tokens [F, Q, D] into their places in embeds [B, S, D], in order. is_image: [B, S] bool."""
+    return embeds.index_put(is_image.nonzero(as_tuple=True), tokens.flatten(0, 1).to(embeds.dtype))
+
+
+def widen(values: Tensor, is_image: Tensor, copies: list[int]) -> Tensor:
+    """Repeat each place of a medium as often as its tokens need, for a batch of one prompt.
+
+    Args:
+        values: [1, T] or [1, T, D].
+        is_image: [1, T] bool, one True for each image or video.
+        copies: for each of these, how many tokens it takes.
+    """
+    repeats = torch.ones(values.shape[1], dtype=torch.long, device=values.device)
+    repeats[is_image[0]] = torch.tensor(copies, device=values.device)
+    return values.repeat_interleave(repeats, dim=1)
+
+
+def frames_of_prompts(is_image: Tensor, num_frames: int, tokens_per_frame: int) -> Tensor:
+    """How many frames each prompt holds: [B] int64.
+
+    Raises:
+        ValueError: the places in the prompts and the frames that were given do not agree.
+    """
+    places = is_image.sum(1)
+    if bool((places % tokens_per_frame).any()) or int(places.sum()) != num_frames * tokens_per_frame:
+        raise ValueError(
+            f"The prompts have places for {int(places.sum())} vision tokens ({places.tolist()} in each prompt), but "
+            f"{num_frames} frames of {tokens_per_frame} tokens were given. Make input_ids and pixel_values with one "
+            "call of the processor, saved with this model."
+        )
+    return places // tokens_per_frame
