@@ -8,7 +8,7 @@ Table 10, (identity, 4) is Table 11, (average_pool, 4) is Table 8.
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
@@ -39,11 +39,14 @@ class LlavaMiniConfig(PreTrainedConfig):
     """
 
     model_type = "llava_mini"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # pyright: ignore[reportAssignmentType,reportIncompatibleMethodOverride]
+    sub_configs: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleMethodOverride]
+        "vision_config": AutoConfig,
+        "text_config": AutoConfig,
+    }
 
-    vision_config: dict | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
     """A CLIP vision encoder. None: CLIP ViT-L/14 at 336 px."""
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
     """Any Llama-like causal language model. None: transformers' default Llama."""
     reducer: str = "query"
     """How the patches of a frame become tokens; a ``ReducerName``. ``identity`` keeps all of them."""
@@ -70,7 +73,7 @@ class LlavaMiniConfig(PreTrainedConfig):
     """Set from ``text_config``, which decides."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _reject_misspelt(kwargs, [name for name in type(self).__dict__.get("__annotations__", {})])
+        _reject_misspelt(kwargs, list(LlavaMiniConfig.__annotations__))
         self.vision_config = _sub_config(self.vision_config, CLIPVisionConfig, CLIP_VIT_L_336)
         self.text_config = _sub_config(self.text_config, LlamaConfig, {})
         if self.image_token_id is None:
@@ -92,17 +95,17 @@ class LlavaMiniConfig(PreTrainedConfig):
                 f"LlavaMiniConfig.vision_config is of type {vision.model_type!r}; only 'clip_vision_model' is "
                 "supported. Give a CLIPVisionConfig."
             )
-        if vision.image_size % vision.patch_size:
+        if self.image_size % self.patch_size:
             raise ValueError(
-                f"The vision tower's image_size {vision.image_size} is not a multiple of its patch_size "
-                f"{vision.patch_size}. Change one of them in vision_config."
+                f"The vision tower's image_size {self.image_size} is not a multiple of its patch_size "
+                f"{self.patch_size}. Change one of them in vision_config."
             )
         if self.reducer == "query" and vision.hidden_size % 8:
             raise ValueError(
                 f"The query reducer has 8 heads, but the vision width {vision.hidden_size} is not a multiple of 8. "
                 "Change vision_config.hidden_size or the reducer."
             )
-        if self.image_token_id < self.text.vocab_size:  # pyright: ignore[reportOptionalOperand]
+        if self.image_token_id < self.text.vocab_size:
             raise ValueError(
                 f"image_token_id {self.image_token_id} is an id of the vocabulary (size {self.text.vocab_size}). It "
                 "marks places and is never embedded: leave it out, or give an id from the vocabulary's size on."
@@ -121,9 +124,19 @@ class LlavaMiniConfig(PreTrainedConfig):
         return self.text_config
 
     @property
+    def image_size(self) -> int:
+        """Pixels per side of the square pictures that the vision tower reads."""
+        return cast(int, self.vision.image_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per side of a patch."""
+        return cast(int, self.vision.patch_size)
+
+    @property
     def patches_per_side(self) -> int:
         """Patches per side of one view."""
-        return self.vision.image_size // self.vision.patch_size
+        return self.image_size // self.patch_size
 
     @property
     def views_per_frame(self) -> int:
@@ -145,7 +158,7 @@ class LlavaMiniConfig(PreTrainedConfig):
         return self.text
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
         """Make a configuration from our dictionary, or from one published by the authors."""
         if config_dict.get("model_type") == RELEASED_MODEL_TYPE:
             config_dict = translate_released(config_dict)
@@ -158,9 +171,9 @@ class ReleasedConfig(LlavaMiniConfig):
     model_type = RELEASED_MODEL_TYPE
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
         """Translate to a ``LlavaMiniConfig``."""
-        return LlavaMiniConfig.from_dict({**config_dict, "model_type": RELEASED_MODEL_TYPE}, **kwargs)
+        return cast(Self, LlavaMiniConfig.from_dict({**config_dict, "model_type": RELEASED_MODEL_TYPE}, **kwargs))
 
 
 def translate_released(released: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,13 +240,15 @@ _RELEASED_KEYS = {
 }
 
 
-def _sub_config(value: Any, default: type[PreTrainedConfig], sizes: Mapping[str, Any]) -> PreTrainedConfig:
+def _sub_config(
+    value: PreTrainedConfig | dict | None, default: type[PreTrainedConfig], sizes: Mapping[str, Any]
+) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
     if value is None:
         return default(**sizes)
-    value = dict(value)
-    return AutoConfig.for_model(value.pop("model_type", default.model_type), **value)
+    fields = {**value}
+    return AutoConfig.for_model(str(fields.pop("model_type", default.model_type)), **fields)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@
 which stays as transformers wrote it (paper, appendix E.3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.flow import FusedPrompt, ModelInputs
+from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
 from llava_mini.model import splice
 from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.model.prefusion import Fused, KeysValues, Prefusion
@@ -33,9 +33,9 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config: LlavaMiniConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "video", "text")
+    input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CLIPEncoderLayer", "PrefusionLayer", "QueryReducer"]
+    _no_split_modules = ["CLIPEncoderLayer", "PrefusionLayer", "QueryReducer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -196,7 +196,8 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for pixel_values, prompt_of_frame in groups:
             patches, reduced = self.reduce_frames(self.encode_frames(pixel_values))
             fused = self.read(patches, reduced, text[prompt_of_frame])
-            assert fused.vision is not None and fused.text is not None
+            assert fused.vision is not None
+            assert fused.text is not None
             tokens.append(fused.vision)  # [F, Q, D]
             total = total.index_add(0, prompt_of_frame, fused.text.float())  # [B, N, D]
         return tokens, total
@@ -268,7 +269,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor | None = None,
-        pixel_values: Any = None,
+        pixel_values: Tensor | Iterable[FrameChunk] | None = None,
         attention_mask: Tensor | None = None,
         answer_mask: Tensor | None = None,
         fused: FusedPrompt | None = None,
@@ -311,7 +312,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Penalties look prompt ids up among the logits, where the image token has no place.
         stand_in = self.config.text.pad_token_id
         known_ids = fused.input_ids.masked_fill(is_image, stand_in if stand_in is not None else 0)
-        output = super().generate(
+        output = cast(Any, super()).generate(
             known_ids,
             inputs_embeds=fused.inputs_embeds,
             attention_mask=fused.attention_mask,

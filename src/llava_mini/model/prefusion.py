@@ -10,10 +10,12 @@ Shapes: F frames, P patches, Q reduced tokens, T text tokens, D language width, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, PreTrainedConfig
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
@@ -30,8 +32,8 @@ Rotation = tuple[Tensor, Tensor]
 class Family:
     """What a family of language models calls its parts."""
 
-    block: type[nn.Module]
-    rotary: type[nn.Module]
+    block: Callable[..., nn.Module]
+    rotary: Callable[..., nn.Module]
     rotate: Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -120,7 +122,7 @@ class Prefusion(nn.Module):
     def copy_from(self, layers: nn.ModuleList) -> None:
         """Start from the first decoder layers of a language model, which the paper leaves open."""
         for ours, theirs in zip(self.layers, layers, strict=False):
-            ours.block.load_state_dict(theirs.state_dict())
+            cast(PrefusionLayer, ours).block.load_state_dict(theirs.state_dict())
 
 
 class PrefusionLayer(nn.Module):
@@ -129,13 +131,16 @@ class PrefusionLayer(nn.Module):
     It owns its activation checkpointing: transformers' own would drop the keys and values.
     """
 
+    block: modeling_llama.LlamaDecoderLayer
+    """Of any of the families, which name their parts alike."""
+
     def __init__(self, config: PreTrainedConfig, family: Family, index: int) -> None:
         super().__init__()
         self.config = config
-        self.block = family.block(config, index)
+        self.block = cast(modeling_llama.LlamaDecoderLayer, family.block(config, index))
         self.rotate = family.rotate
         self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., tuple] = torch.utils.checkpoint.checkpoint
+        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
 
     def forward(
         self,
@@ -186,9 +191,9 @@ class PrefusionLayer(nn.Module):
         attention = self.block.self_attn
         attended, _ = attention(
             hidden_states=self.block.input_layernorm(hidden),
-            position_embeddings=tuple(part[:, start:end] for part in rotation),
+            position_embeddings=(rotation[0][:, start:end], rotation[1][:, start:end]),
             attention_mask=self._mask(hidden, start),
-            past_key_values=store,
+            past_key_values=cast(Cache, store),
         )
         hidden = hidden + attended
         hidden = hidden + self.block.mlp(self.block.post_attention_layernorm(hidden))
@@ -207,7 +212,7 @@ class PrefusionLayer(nn.Module):
 
     def _mask(self, hidden: Tensor, num_before: int) -> Tensor | None:
         """Causal mask [1, 1, rows, num_before + rows], or None where the kernel does it by itself."""
-        kernel, num_rows = self.config._attn_implementation, hidden.shape[1]
+        kernel, num_rows = str(self.config._attn_implementation), hidden.shape[1]
         if kernel.startswith("flash_attention"):
             return None  # aligned to the last key, and windowed by its own argument
         attention = self.block.self_attn

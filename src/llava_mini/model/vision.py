@@ -15,7 +15,7 @@ def encode_views(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
         ValueError: the pictures do not have the size that the tower was trained for.
     """
     expected = tower.config.image_size
-    if pixel_values.dim() != 4 or pixel_values.shape[1] != 3 or set(pixel_values.shape[2:]) != {expected}:
+    if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, expected, expected):
         raise ValueError(
             f"The vision tower reads pictures of 3 x {expected} x {expected}, got {tuple(pixel_values.shape[1:])}. "
             "Use the model's own processor."
