@@ -195,13 +195,7 @@ def translate_released(released: Mapping[str, Any]) -> dict[str, Any]:
                 f"The released configuration has {key}={released[key]!r}, but LLaVA-Mini has {expected!r}. "
                 "Is this the configuration of another model?"
             )
-    vision = released.get("vision_config") or KNOWN_VISION_TOWERS.get(released.get("mm_vision_tower", ""))
-    if vision is None:
-        raise ValueError(
-            f"The released configuration names the vision tower {released.get('mm_vision_tower')!r}, whose sizes are "
-            f"not known (known: {', '.join(KNOWN_VISION_TOWERS)}). Put its vision_config.json into the model's folder "
-            "and name that file in mm_vision_tower."
-        )
+    vision = released.get("vision_config") or tower_sizes(released.get("mm_vision_tower", ""), folder)
     ours = {"mm_vision_tower", "vision_config", "architectures", "model_type", "auto_map"}
     text = {
         key: value
@@ -247,7 +241,7 @@ def _sub_config(
         return value
     if value is None:
         return default(**sizes)
-    fields = {**value}
+    fields: dict[str, Any] = {**value}
     return AutoConfig.for_model(str(fields.pop("model_type", default.model_type)), **fields)
 
 
