@@ -6,8 +6,11 @@ model. (identity, 0) is LLaVA-v1.5 and training stage 1, (query, 4) is LLaVA-Min
 Table 10, (identity, 4) is Table 11, (average_pool, 4) is Table 8.
 """
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
@@ -158,10 +161,21 @@ class LlavaMiniConfig(PreTrainedConfig):
         return self.text
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read our dictionary, or translate one published by the authors, whose tower may be a neighbouring file."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == RELEASED_MODEL_TYPE:
+            config_dict = translate_released(config_dict, Path(pretrained_model_name_or_path))
+        return config_dict, kwargs
+
+    @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
         """Make a configuration from our dictionary, or from one published by the authors."""
         if config_dict.get("model_type") == RELEASED_MODEL_TYPE:
-            config_dict = translate_released(config_dict)
+            folder = kwargs.get("name_or_path")  # AutoConfig gives it
+            config_dict = translate_released(config_dict, Path(folder) if folder else None)
         return super().from_dict(dict(config_dict), **kwargs)
 
 
@@ -173,14 +187,48 @@ class ReleasedConfig(LlavaMiniConfig):
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Self:
         """Translate to a ``LlavaMiniConfig``."""
-        return cast(Self, LlavaMiniConfig.from_dict({**config_dict, "model_type": RELEASED_MODEL_TYPE}, **kwargs))
+        return cast(Self, LlavaMiniConfig.from_dict(config_dict, **kwargs))
 
 
-def translate_released(released: Mapping[str, Any]) -> dict[str, Any]:
+def find_vision_tower(name: str, folder: Path | None) -> Path | None:
+    """The file or folder that ``mm_vision_tower`` means: in the model's folder or beside it. None: there is none."""
+    if not name or folder is None:
+        return None
+    folder = folder.parent if folder.is_file() else folder
+    places = (place / part for part in (name, Path(name).name) for place in (folder, folder.parent))
+    return next((path for path in places if path.exists()), None)
+
+
+def tower_sizes(name: str, folder: Path | None) -> dict[str, Any]:
+    """Configuration dictionary of the tower that ``mm_vision_tower`` names: a neighbour's, or a known one.
+
+    Raises:
+        ValueError: there is no such file or folder, and the name is not a known one.
+    """
+    path = find_vision_tower(name, folder)
+    if path is not None and path.is_dir():
+        path = path / "config.json" if (path / "config.json").exists() else None
+    if path is not None:
+        sizes = json.loads(path.read_text(encoding="utf-8"))
+        return {**sizes.get("vision_config", sizes), "model_type": "clip_vision_model"}
+    if name in KNOWN_VISION_TOWERS:
+        return {**KNOWN_VISION_TOWERS[name], "model_type": "clip_vision_model"}
+    raise ValueError(
+        f"The configuration names the vision tower {name!r}, whose sizes are not known (known: "
+        f"{', '.join(KNOWN_VISION_TOWERS)}). Put its vision_config.json into the model's folder and name that file in "
+        "mm_vision_tower."
+    )
+
+
+def translate_released(released: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """Our configuration dictionary for one published by the authors.
 
-    The vision tower's sizes come from ``vision_config`` where it is given, otherwise from the exact
-    name in ``mm_vision_tower``.
+    The vision tower's sizes come from ``vision_config`` where it is given, otherwise from what
+    ``mm_vision_tower`` names: a file or folder beside the model, or a known tower.
+
+    Args:
+        released: the authors' dictionary.
+        folder: the model's folder.
 
     Raises:
         ValueError: the tower is unknown, or a field has a value that this model does not have.
