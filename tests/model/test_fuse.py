@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from llava_mini.flow import FrameChunk, ModelInputs
 from llava_mini.model import splice
@@ -293,3 +294,35 @@ def test_the_layer_that_is_never_used_is_never_run():
 def test_prefusion_names_the_families_it_knows():
     with pytest.raises(ValueError, match="llama, mistral, qwen2, qwen3, not 'gpt2'"):
         LlavaMiniForConditionalGeneration(tiny_config("gpt2", text={"n_embd": 32}))
+
+
+def flash_like(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """What flash attention computes without a mask: causal, aligned to the last key, with a window."""
+    assert attention_mask is None
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    rows, columns = query.shape[2], key.shape[2]
+    last = torch.arange(rows)[:, None] + columns - rows
+    seen = torch.arange(columns)[None] <= last
+    if sliding_window is not None:
+        seen &= torch.arange(columns)[None] > last - sliding_window
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~seen, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+@pytest.mark.parametrize(("family", "text"), [("llama", {}), ("mistral", {"sliding_window": 6})])
+def test_a_kernel_like_flash_attention_needs_no_mask(family: str, text: dict[str, Any]):
+    AttentionInterface.register("flash_attention_reference", flash_like)
+    model = tiny_model(family, text=text)
+    inputs = mixed_batch(model)
+    expected = model.fuse(inputs).inputs_embeds
+    model.config.text._attn_implementation = "flash_attention_reference"
+    torch.testing.assert_close(model.fuse(inputs).inputs_embeds, expected, atol=2e-5, rtol=1e-4)
