@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
@@ -21,12 +21,13 @@ from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
 from llava_mini.model import splice
 from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.model.prefusion import Fused, KeysValues, Prefusion
+from llava_mini.model.pretrained import StrictPreTrainedModel
 from llava_mini.model.projector import Projector
 from llava_mini.model.reducers import QueryReducer, build_reducer
 from llava_mini.model.vision import encode_views, join_crops
 
 
-class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     """LLaVA-Mini with a language model head."""
 
     config_class = LlavaMiniConfig

@@ -1,0 +1,1 @@
+"""Folders of weights in every layout: read, converted, exported."""
