@@ -162,7 +162,7 @@ class LlavaMiniConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read our dictionary, or translate one published by the authors, whose tower may be a neighbouring file."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)

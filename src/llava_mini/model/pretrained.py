@@ -8,7 +8,7 @@ then read from there.
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import nn
 from transformers import CLIPVisionModel, PreTrainedConfig, PreTrainedModel
@@ -30,8 +30,8 @@ class StrictPreTrainedModel(PreTrainedModel):
     _tower_is_absent = False
 
     @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Self:
         """Load our layout or the released one, with all arguments of transformers.
 
@@ -40,7 +40,7 @@ class StrictPreTrainedModel(PreTrainedModel):
                 nor the place that its configuration names.
         """
         output: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = output[0] if isinstance(output, tuple) else output  # with output_loading_info
+        model: Any = output[0] if isinstance(output, tuple) else output  # with output_loading_info
         if model._tower_is_absent:
             assert pretrained_model_name_or_path is not None
             hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
@@ -51,11 +51,9 @@ class StrictPreTrainedModel(PreTrainedModel):
             )
             model.vision_tower.load_state_dict(tower.state_dict())
             model._tower_is_absent = False
-        return output
+        return cast(Self, output)
 
-    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save in our layout, whatever layout was loaded, with all arguments of transformers."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -105,7 +103,7 @@ def read_vision_tower(name: str, folder: Path, config: LlavaMiniConfig, **hub_ar
         raise ValueError(f"The checkpoint {str(folder)!r} holds no vision tower and {name!r} is not one. {advice}")
     arguments = {} if isinstance(source, Path) else hub_arguments
     try:
-        tower, info = CLIPVisionModel.from_pretrained(
+        loaded: Any = CLIPVisionModel.from_pretrained(
             source, config=config.vision, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
     except OSError as error:
@@ -113,6 +111,7 @@ def read_vision_tower(name: str, folder: Path, config: LlavaMiniConfig, **hub_ar
             f"The checkpoint {str(folder)!r} holds no vision tower and the one it names, {name!r}, cannot be read "
             f"({str(error).splitlines()[0]}). {advice}"
         ) from error
+    tower, info = loaded
     if misfit := describe_misfit(info["missing_keys"], (), info["mismatched_keys"]):
         raise ValueError(f"The vision tower {str(source)!r} does not fit the model {str(folder)!r}: {misfit}")
     return tower
