@@ -1,0 +1,136 @@
+"""From records to the tensors of a training step, through the model's own processor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_mini.data.records import Noun, Record
+from llava_mini.flow import ModelInputs
+from llava_mini.processor import LlavaMiniProcessor
+
+IGNORED = -100
+"""Label of a token that is not to be learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NounTokens:
+    """Where the prompts of a batch name things, and where those things are.
+
+    N names of things in images; all tensors have this length.
+    """
+
+    prompts: Tensor
+    """[N] int64: which prompt."""
+    tokens: Tensor
+    """[N] int64: the last token of the name."""
+    places: Tensor
+    """[N, 2] float32: x and y of the thing, as shares of width and height."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameThings:
+    """What the frames of clips show. M pairs of a frame and a thing in it."""
+
+    prompts: Tensor
+    """[M] int64: which prompt."""
+    tokens: Tensor
+    """[M] int64: the first token of the frame."""
+    names: Tensor
+    """[M, 2] int64: ids of the two words that name the thing."""
+    places: Tensor
+    """[M, 2] float32: x and y of the thing in this frame, as shares of width and height."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """One step's records as tensors."""
+
+    inputs: ModelInputs
+    """With labels at the answers."""
+    nouns: NounTokens
+    frame_things: FrameThings
+
+
+class Collator:
+    """Turns records into a batch."""
+
+    def __init__(self, processor: LlavaMiniProcessor, *, image_token_id: int, tokens_per_frame: int) -> None:
+        """Make a collator for one model.
+
+        Args:
+            processor: The model's.
+            image_token_id: The configuration's id of vision tokens.
+            tokens_per_frame: Q.
+        """
+        self.processor = processor
+        self.image_token_id = image_token_id
+        self.tokens_per_frame = tokens_per_frame
+
+    def __call__(self, records: Sequence[Record]) -> TrainingBatch:
+        """Return the batch of some records; every answer has labels.
+
+        Raises:
+            ValueError: If there are no records.
+        """
+        if not records:
+            raise ValueError("A batch needs at least one record, got none.")
+        tensors = self.processor.apply_chat_template(
+            [record.messages() for record in records],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+        )
+        ids, answers = tensors["input_ids"], tensors["answer_mask"].bool()
+        inputs = ModelInputs(
+            input_ids=ids,
+            attention_mask=tensors["attention_mask"],
+            answer_mask=tensors["answer_mask"],
+            pixel_values=tensors.get("pixel_values"),
+            labels=ids.masked_fill(~answers, IGNORED),
+        )
+        return TrainingBatch(
+            inputs=inputs,
+            nouns=self._nouns(records, ids.masked_fill(answers, -1)),
+            frame_things=self._frame_things(records, ids),
+        )
+
+    def _nouns(self, records: Sequence[Record], asked: Tensor) -> NounTokens:
+        """Find the names of things in questions about images. asked: [B, T], -1 at answers."""
+        found: list[tuple[int, int, tuple[float, float]]] = []
+        for prompt, record in enumerate(records):
+            if record.image is None:
+                continue
+            nouns = {noun.phrase: noun for turn in record.turns for noun in turn.nouns}
+            row = asked[prompt].tolist()
+            for noun in nouns.values():
+                name = self._ids_of(noun)
+                places = [end for end in range(len(name), len(row) + 1) if row[end - len(name) : end] == name]
+                found += [(prompt, end - 1, noun.path[0]) for end in places]
+        return NounTokens(
+            prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
+            tokens=torch.tensor([token for _, token, _ in found], dtype=torch.long),
+            places=torch.tensor([place for _, _, place in found], dtype=torch.float32).view(-1, 2),
+        )
+
+    def _frame_things(self, records: Sequence[Record], ids: Tensor) -> FrameThings:
+        """Pair the frames of clips with the things in them."""
+        found: list[tuple[int, int, list[int], tuple[float, float]]] = []
+        for prompt, record in enumerate(records):
+            if not record.video:
+                continue
+            frames = (ids[prompt] == self.image_token_id).nonzero().flatten()[:: self.tokens_per_frame].tolist()
+            for noun in record.things:
+                name = self._ids_of(noun)[-2:]
+                found += [(prompt, token, name, place) for token, place in zip(frames, noun.path, strict=True)]
+        return FrameThings(
+            prompts=torch.tensor([prompt for prompt, _, _, _ in found], dtype=torch.long),
+            tokens=torch.tensor([token for _, token, _, _ in found], dtype=torch.long),
+            names=torch.tensor([name for _, _, name, _ in found], dtype=torch.long).view(-1, 2),
+            places=torch.tensor([place for _, _, _, place in found], dtype=torch.float32).view(-1, 2),
+        )
+
+    def _ids_of(self, noun: Noun) -> list[int]:
+        return self.processor.tokenizer.encode(f" {noun.phrase}", add_special_tokens=False)

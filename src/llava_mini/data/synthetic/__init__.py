@@ -1,0 +1,1 @@
+"""A drawn world in which every question has a known answer."""

@@ -1,0 +1,1 @@
+"""What trains, how weights are updated, and the loop."""

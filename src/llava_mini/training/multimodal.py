@@ -1,0 +1,156 @@
+"""The phases that train the whole path: alignment, stage 1 and stage 2.
+
+Everything goes through the seam of the model, ``fuse``, and then the unmodified language model.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from llava_mini.data.collate import Collator, TrainingBatch
+from llava_mini.data.records import Record
+from llava_mini.data.synthetic.drawing import draw_scene, patch_labels
+from llava_mini.data.synthetic.scenes import (
+    CHARACTERS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    SceneSettings,
+    generator_of,
+    random_scene,
+)
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.training.auxiliary import PlaceHeads
+from llava_mini.training.language_pretraining import answer_loss
+from llava_mini.training.trainer import Losses
+from llava_mini.training.vision_pretraining import normalised
+
+RecordsOf = Callable[[int], Sequence[Record]]
+"""The records of a step."""
+
+
+class Alignment:
+    """The task of alignment: projected patches come to lie where the words for them lie.
+
+    It stands in for the text alignment that a CLIP encoder has from its own training. Only the
+    projector moves; the words are the frozen input embeddings of the language model.
+    """
+
+    def __init__(
+        self,
+        model: LlavaMiniForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        batch_size: int,
+        settings: SceneSettings,
+    ) -> None:
+        """Prepare the words.
+
+        Args:
+            model: Its vision tower, projector and word embeddings are used.
+            tokenizer: Of the language model.
+            batch_size: Pictures of a step.
+            settings: What the pictures hold.
+        """
+        self.module = model
+        self.batch_size = batch_size
+        self.settings = settings
+        table = model.get_input_embeddings().weight.detach().float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.words = {
+            "shape": _embedded(table, tokenizer, SHAPES),
+            "colour": _embedded(table, tokenizer, tuple(COLOURS)),
+            "size": _embedded(table, tokenizer, tuple(SIZES)),
+            "character": _embedded(table, tokenizer, tuple(CHARACTERS.lower())),
+        }
+
+    def losses(self, step: int) -> Losses:
+        """Return the squared distance to the words, as a share of their own square."""
+        first = step * self.batch_size
+        scenes = [
+            random_scene(generator_of("train", index, "alignment"), self.settings)
+            for index in range(first, first + self.batch_size)
+        ]
+        patch = self.module.config.vision.patch_size
+        labels = [patch_labels(scene, patch) for scene in scenes]
+        targets = torch.stack(
+            [
+                sum((self.words[name][torch.from_numpy(getattr(label, name))] for name in self.words), torch.zeros(()))
+                for label in labels
+            ]
+        )  # [F, P, D]
+        shown = torch.stack([torch.from_numpy((label.shape > 0) | (label.character > 0)) for label in labels])
+        pixels = normalised(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]), self.module.dtype)
+        with torch.no_grad():
+            features = self.module.encode_frames(pixels[:, None])[:, 0]  # [F, P, E]
+        distance = (self.module.projector(features).float() - targets).square().sum(-1)  # [F, P]
+        scale = targets[shown].square().sum(-1).mean()
+        total = distance[shown].mean() / scale + 0.2 * distance[~shown].mean() / scale
+        return Losses(total=total, parts={"shown": float(distance[shown].mean().detach() / scale)})
+
+
+class TunedModel(nn.Module):
+    """A model together with the heads that only training needs."""
+
+    def __init__(self, model: LlavaMiniForConditionalGeneration) -> None:
+        """Add fresh heads to a model."""
+        super().__init__()
+        self.model = model
+        self.place_heads = PlaceHeads(model.config.text.hidden_size).to(model.dtype)
+
+
+class InstructionTuning:
+    """The task of stages 1 and 2: answers about images and clips, with place losses if they have a weight."""
+
+    def __init__(self, module: TunedModel, collator: Collator, records_of: RecordsOf, *, place_weight: float) -> None:
+        """Put the parts together.
+
+        Args:
+            module: The model with its heads.
+            collator: From records to tensors.
+            records_of: The records of a step.
+            place_weight: Weight of each place loss against the answer loss; 0 leaves them out.
+        """
+        self.module = module
+        self.collator = collator
+        self.records_of = records_of
+        self.place_weight = place_weight
+
+    def losses(self, step: int) -> Losses:
+        """Return the losses on the records of a step."""
+        return tuning_losses(self.module, self.collator(self.records_of(step)), self.place_weight)
+
+
+def tuning_losses(module: TunedModel, batch: TrainingBatch, place_weight: float) -> Losses:
+    """Return the answer loss, with the place losses added at their weight."""
+    model = module.model
+    fused = model.fuse(batch.inputs)
+    language_model = model.language_model.model
+    hidden = language_model(
+        inputs_embeds=fused.inputs_embeds.to(model.dtype), attention_mask=fused.attention_mask
+    ).last_hidden_state
+    assert fused.labels is not None
+    answers = answer_loss(model.language_model.lm_head, hidden, fused.labels)
+    if place_weight == 0:
+        return answers
+    heads = module.place_heads
+    words = model.get_input_embeddings()(batch.frame_things.names).mean(1)  # [M, D]
+    noun = heads.noun_loss(fused.inputs_embeds, batch.nouns)
+    frame = heads.frame_loss(fused.inputs_embeds, words, batch.frame_things)
+    return Losses(
+        total=answers.total + place_weight * (noun + frame),
+        parts={
+            **answers.parts,
+            "answer": float(answers.total.detach()),
+            "noun": float(noun.detach()),
+            "frame": float(frame.detach()),
+        },
+    )
+
+
+def _embedded(table: Tensor, tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> Tensor:
+    """Return 0 for nothing, then the mean embedding of each word: [1 + words, D]."""
+    rows = [table[tokenizer.encode(f" {word}", add_special_tokens=False)].mean(0) for word in words]
+    return torch.stack([torch.zeros_like(rows[0]), *rows])

@@ -1,0 +1,124 @@
+"""AdamW for weights of any precision, with float32 master copies, and the rate over time.
+
+With bfloat16 weights a step of 0.001 of a weight would be rounded away; the master copies keep it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from llava_mini.training.stages import ParameterGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How parameters are updated."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    """Decay of matrices; vectors (norms, biases) and embeddings of one row are not decayed."""
+    max_gradient_norm: float = 1.0
+    """Gradients of all parameters together are shortened to this length."""
+    warmup_share: float = 0.03
+    """Share of the steps in which the rate rises linearly."""
+    final_share: float = 0.02
+    """What is left of the peak rate at the last step, after a cosine."""
+
+
+def rate_share(step: int, num_steps: int, settings: OptimizerSettings) -> float:
+    """Return the share of the peak rate at a step, counted from 0: linear warm-up, then a cosine."""
+    warmup = max(round(settings.warmup_share * num_steps), 1)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min((step - warmup + 1) / max(num_steps - warmup, 1), 1.0)
+    return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + cos(pi * progress))
+
+
+class MasterAdamW:
+    """AdamW that updates float32 copies and writes them back to the model's weights."""
+
+    def __init__(self, groups: Sequence[ParameterGroup], settings: OptimizerSettings) -> None:
+        """Take float32 copies of the parameters.
+
+        Args:
+            groups: Parameters by peak rate, from ``apply_stage``.
+            settings: How to update.
+
+        Raises:
+            ValueError: If no parameter is to be trained.
+        """
+        if not groups:
+            raise ValueError("No parameter is to be trained: every rule of the stage is frozen.")
+        self.settings = settings
+        self.names: list[str] = []
+        self.weights: list[nn.Parameter] = []
+        self.masters: list[Tensor] = []
+        adam_groups = []
+        for group in groups:
+            for decayed in (True, False):
+                masters = []
+                for name, weight in zip(group.names, group.parameters, strict=True):
+                    if (weight.ndim >= 2 and weight.shape[0] > 1) != decayed:
+                        continue
+                    master = weight.detach().float().clone()
+                    self.names.append(name)
+                    self.weights.append(weight)
+                    self.masters.append(master)
+                    masters.append(master)
+                decay = settings.weight_decay if decayed else 0.0
+                if masters:
+                    adam_groups.append({"params": masters, "lr": group.rate, "peak": group.rate, "weight_decay": decay})
+        self.adam = torch.optim.AdamW(adam_groups, betas=settings.betas, foreach=True)
+
+    def step(self, share: float) -> float:
+        """Clip the gradients, update, and clear them.
+
+        Args:
+            share: Share of the peak rate to use.
+
+        Returns:
+            The length of all gradients together, before clipping.
+        """
+        for group in self.adam.param_groups:
+            group["lr"] = group["peak"] * share
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            master.grad = torch.zeros_like(master) if weight.grad is None else weight.grad.float()
+        norm = nn.utils.clip_grad_norm_(self.masters, self.settings.max_gradient_norm, foreach=True)
+        self.adam.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.masters)
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            weight.grad = None
+            master.grad = None
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies and moments by name, to be stored."""
+        tensors = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            tensors[f"master.{name}"] = master
+            for key, value in self.adam.state.get(master, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what ``state`` returned.
+
+        Raises:
+            ValueError: If the stored names are not those of this optimizer.
+        """
+        stored = {name.removeprefix("master.") for name in tensors if name.startswith("master.")}
+        if stored != set(self.names):
+            differing = ", ".join(sorted(stored ^ set(self.names))[:5])
+            raise ValueError(
+                f"The checkpoint trained other parameters than this stage does, for example {differing}. "
+                "Was the recipe changed? Start with an empty folder."
+            )
+        for name, master in zip(self.names, self.masters, strict=True):
+            master.copy_(tensors[f"master.{name}"])
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
+            if keys:
+                self.adam.state[master] = {key: tensors[f"{key}.{name}"].clone() for key in keys}

@@ -1,0 +1,170 @@
+"""Training a CLIP vision encoder from nothing, on what each patch shows.
+
+A CLIP encoder is trained on captions of hundreds of millions of pictures. In a drawn world the
+answer is known for every patch, so the encoder learns from dense labels in minutes: shape, colour,
+size, centre of the thing, and letter. As in LLaVA, features are the output of the last-but-one layer;
+the last layer is stored and never run.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from llava_mini.data.synthetic.drawing import draw_scene, patch_labels
+from llava_mini.data.synthetic.scenes import (
+    CHARACTERS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneSettings,
+    generator_of,
+    random_page,
+    random_scene,
+)
+from llava_mini.training.trainer import Losses
+
+LABEL_CLASSES = {
+    "shape": 1 + len(SHAPES),
+    "colour": 1 + len(COLOURS),
+    "size": 1 + len(SIZES),
+    "column": 13,
+    "row": 13,
+    "character": 1 + len(CHARACTERS),
+    "order": 5,
+}
+"""Classes of each dense label; class 0 is nothing."""
+
+NOTHING_WEIGHT = 0.3
+"""Weight of the patches that show nothing, against those that show something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPictures:
+    """A batch of pictures with labels for each patch."""
+
+    pixels: NDArray[np.uint8]
+    """[F, H, W, 3]."""
+    labels: dict[str, NDArray[np.int64]]
+    """[F, P] for each name of ``LABEL_CLASSES``."""
+
+
+class DenseVisionModel(nn.Module):
+    """A CLIP vision encoder with one linear head for each label."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__()
+        self.tower = CLIPVisionModel(config)
+        grid = config.image_size // config.patch_size
+        with torch.no_grad():
+            codes = grid_codes(grid, config.hidden_size)  # [P, E]
+            self.tower.embeddings.position_embedding.weight[1:] = 0.5 * codes
+            nn.init.normal_(self.tower.embeddings.patch_embedding.weight, std=0.05)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.heads = nn.Linear(config.hidden_size, sum(LABEL_CLASSES.values()))
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Return the patch features that a LLaVA model reads. [F, 3, H, W], normalised -> [F, P, E]."""
+        hidden = self.tower.pre_layrnorm(self.tower.embeddings(pixel_values))  # [F, 1 + P, E]
+        for layer in self.tower.encoder.layers[:-1]:
+            hidden = layer(hidden, attention_mask=None)
+        return hidden[:, 1:]  # [F, P, E]
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Return the logits of each label: [F, 3, H, W] -> [F, P, classes]."""
+        logits = self.heads(self.norm(self.features(pixel_values))).float()
+        return dict(zip(LABEL_CLASSES, logits.split(tuple(LABEL_CLASSES.values()), dim=-1), strict=True))
+
+
+def grid_codes(grid: int, width: int) -> Tensor:
+    """Return sine and cosine codes of a square grid, [grid * grid, width]: columns first, then rows."""
+    frequencies = 1.0 / 10000 ** (torch.arange(width // 4) / (width // 4))  # [width / 4]
+    angles = torch.arange(grid)[:, None] * frequencies  # [grid, width / 4]
+    line = torch.cat([angles.sin(), angles.cos()], dim=-1)  # [grid, width / 2]
+    columns = line[None].expand(grid, -1, -1)
+    rows = line[:, None].expand(-1, grid, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(grid * grid, -1)
+
+
+def normalised(pixels: NDArray[np.uint8], dtype: torch.dtype) -> Tensor:
+    """Return pictures as CLIP reads them. pixels: [F, H, W, 3] -> [F, 3, H, W]."""
+    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return values.sub_(mean).div_(std).to(dtype)
+
+
+def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross entropy over patches that show something, and a share of that over the others.
+
+    Args:
+        logits: [F, P, classes].
+        labels: [F, P] int64; 0 is nothing.
+    """
+    losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    shown = (labels.flatten() > 0).float()
+    mean_shown = (losses * shown).sum() / shown.sum().clamp(min=1)
+    return mean_shown + NOTHING_WEIGHT * (losses * (1 - shown)).sum() / (1 - shown).sum().clamp(min=1)
+
+
+def dense_losses(model: DenseVisionModel, batch: LabelledPictures) -> Losses:
+    """Return the sum of the losses of all labels, and the share of patches that are right for three of them."""
+    dtype = model.heads.weight.dtype
+    logits = model(normalised(batch.pixels, dtype))
+    labels = {name: torch.from_numpy(values) for name, values in batch.labels.items()}
+    total = torch.stack([dense_loss(logits[name], labels[name]) for name in LABEL_CLASSES]).sum()
+    accuracies = {
+        name: float((logits[name].argmax(-1) == labels[name])[labels[name] > 0].float().mean())
+        for name in ("shape", "colour", "character", "column")
+        if (labels[name] > 0).any()
+    }
+    return Losses(total=total, parts=accuracies)
+
+
+class VisionPretraining:
+    """The task of the first phase: dense labels of pages of letters, then more and more of scenes."""
+
+    def __init__(
+        self, config: CLIPVisionConfig, *, num_steps: int, batch_size: int, dtype: torch.dtype, settings: SceneSettings
+    ) -> None:
+        """Make the model.
+
+        Args:
+            config: Sizes of the encoder.
+            num_steps: Steps of the phase, over which scenes replace pages.
+            batch_size: Pictures of a step.
+            dtype: Precision of weights and arithmetic.
+            settings: What the scenes hold.
+        """
+        self.module = DenseVisionModel(config).to(dtype)
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+        self.settings = settings
+
+    def losses(self, step: int) -> Losses:
+        """Return the losses on the pictures of a step."""
+        return dense_losses(self.module, self.batch(step))
+
+    def batch(self, step: int) -> LabelledPictures:
+        """Return the pictures of a step; from four fifths of pages at the start to one fifth at the end."""
+        share_of_pages = 0.8 - 0.6 * step / self.num_steps
+        scenes = []
+        for index in range(step * self.batch_size, (step + 1) * self.batch_size):
+            rng = generator_of("train", index, "vision")
+            page = rng.random() < share_of_pages
+            scenes.append(random_page(rng) if page else random_scene(rng, self.settings))
+        return labelled(scenes, self.module.tower.config.patch_size)
+
+
+def labelled(scenes: list[Scene], patch_size: int) -> LabelledPictures:
+    """Draw scenes and label their patches."""
+    labels = [patch_labels(scene, patch_size) for scene in scenes]
+    return LabelledPictures(
+        pixels=np.stack([np.asarray(draw_scene(scene)) for scene in scenes]),
+        labels={name: np.stack([getattr(label, name) for label in labels]) for name in LABEL_CLASSES},
+    )
