@@ -360,12 +360,13 @@ def _released(text: LlamaConfig, **fields: Any) -> LlavaMiniConfig:
 def _tiny() -> LlavaMiniConfig:
     vision = CLIPVisionConfig(
         hidden_size=192,
-        intermediate_size=512,
+        intermediate_size=768,
         num_hidden_layers=7,
         num_attention_heads=3,
         image_size=96,
         patch_size=8,
         projection_dim=192,
+        hidden_act="gelu",
     )
     text = LlamaConfig(
         vocab_size=1024,
@@ -380,7 +381,7 @@ def _tiny() -> LlavaMiniConfig:
         eos_token_id=1,
         pad_token_id=2,
     )
-    return LlavaMiniConfig(vision_config=vision, text_config=text, prefusion_num_layers=2)
+    return LlavaMiniConfig(vision_config=vision, text_config=text, prefusion_num_layers=3)
 
 
 PRESETS: dict[str, Callable[[], LlavaMiniConfig]] = {
