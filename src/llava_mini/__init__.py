@@ -6,7 +6,7 @@ Importing this package registers the model with transformers' Auto classes.
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
-from llava_mini.checkpoint.from_original import renamings
+from llava_mini.checkpoint.from_original import conversion_mapping
 from llava_mini.config import RELEASED_MODEL_TYPE, LlavaMiniConfig, ReleasedConfig, preset
 from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -27,4 +27,4 @@ AutoConfig.register(LlavaMiniConfig.model_type, LlavaMiniConfig)
 AutoConfig.register(RELEASED_MODEL_TYPE, ReleasedConfig)
 AutoModelForImageTextToText.register(LlavaMiniConfig, LlavaMiniForConditionalGeneration)
 AutoProcessor.register(LlavaMiniConfig, LlavaMiniProcessor)
-register_checkpoint_conversion_mapping(LlavaMiniConfig.model_type, renamings(), overwrite=True)
+register_checkpoint_conversion_mapping(LlavaMiniConfig.model_type, conversion_mapping(), overwrite=True)

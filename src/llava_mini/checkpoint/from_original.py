@@ -1,13 +1,19 @@
 """The released layout of LLaVA-Mini: what the authors call each tensor.
 
 One table serves both uses: ``from_pretrained`` applies it while loading (it is registered with
-transformers on ``import llava_mini``), the converter applies it to write our layout.
+transformers on ``import llava_mini``), the converter applies it to write our layout. LLaVA-1.5 as
+published by its authors has the same names, without reducer and pre-fusion.
 """
+
+import re
+from collections.abc import Iterable
 
 from transformers.core_model_loading import WeightRenaming
 
-# Patterns match whole leading parts of a name, so our own names, which start with none of them, pass unchanged.
-RENAMINGS: tuple[tuple[str, str], ...] = (
+Renamings = tuple[tuple[str, str], ...]
+"""Patterns of leading parts of a name, and what stands for them in our layout."""
+
+RELEASED: Renamings = (
     (r"^model\.vision_tower\.vision_tower\.vision_model\.", "vision_tower."),
     (r"^model\.mm_projector\.0\.", "projector.linear_1."),
     (r"^model\.mm_projector\.2\.", "projector.linear_2."),
@@ -20,9 +26,21 @@ RENAMINGS: tuple[tuple[str, str], ...] = (
     (r"^model\.(embed_tokens|layers|norm)\.", r"language_model.model.\1."),
     (r"^lm_head\.", "language_model.lm_head."),
 )
-"""Names of the authors and ours."""
+"""Names of the authors and ours. Our names start with none of theirs and pass unchanged."""
+
+LEGACY_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
+"""Constants that old checkpoints store and transformers computes."""
 
 
-def renamings() -> list[WeightRenaming]:
-    """The table in the form in which transformers applies it."""
-    return [WeightRenaming(released, ours) for released, ours in RENAMINGS]
+def conversion_mapping() -> list[WeightRenaming]:
+    """The released names in the form that transformers applies while loading."""
+    return [WeightRenaming(released, ours) for released, ours in RELEASED]
+
+
+def rename(name: str, renamings: Iterable[tuple[str, str]] = RELEASED) -> str:
+    """Our name of a tensor: the first pattern that fits is applied."""
+    for pattern, ours in renamings:
+        renamed, changes = re.subn(pattern, ours, name, count=1)
+        if changes:
+            return renamed
+    return name

@@ -1,0 +1,53 @@
+"""What stands beside the weights: generation settings, tokenizer and processor."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from llava_mini.checkpoint.source import Source
+
+GENERATION_CONFIG = "generation_config.json"
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+"""Any of these makes a folder one of a tokenizer."""
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json")
+
+
+def write_companions(source: Source, folder: Path) -> None:
+    """Write everything but weights and config.json.
+
+    A folder of ours is copied; for another, the generation settings are copied or made from the stop ids, and the
+    processor is made from the configuration if there is a tokenizer.
+    """
+    if source.layout == "ours":
+        for path in sorted(source.folder.iterdir()):
+            if path.is_file() and not any(path.match(pattern) for pattern in WEIGHTS):
+                shutil.copyfile(path, folder / path.name)
+        return
+    tokenizer = None
+    if any((source.folder / name).exists() for name in TOKENIZER_FILES):
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    if (source.folder / GENERATION_CONFIG).exists():
+        shutil.copyfile(source.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+    else:
+        generation_config(source, tokenizer).save_pretrained(folder)
+
+
+def generation_config(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
+    """Greedy settings that stop where the language model or the tokenizer ends an answer."""
+    text = source.config.text
+    stop = {*_ids(text.eos_token_id), *_ids(tokenizer.eos_token_id if tokenizer is not None else None)}
+    return GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=sorted(stop) or None,
+        pad_token_id=text.pad_token_id,
+    )
+
+
+def _ids(value: Any) -> list[int]:  # noqa: ANN401  an id, several or none, as transformers has it
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)

@@ -1,0 +1,128 @@
+"""LLaVA-1.5, in the layout of its authors and in that of transformers, as a model with (identity, 0).
+
+Such a model can be the start of a new LLaVA-Mini: pre-fusion begins as a copy of the language
+model's first layers, the reducer as in any new model.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from llava_mini.checkpoint.from_original import Renamings
+from llava_mini.config import LlavaMiniConfig, translate_released
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+
+TRANSFORMERS_LLAVA: Renamings = (
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^(?:model\.)?multi_modal_projector\.", "projector."),
+    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower."),
+)
+"""Names of transformers, of all its versions, where they are not our own."""
+
+
+def translate_llava(original: Mapping[str, Any], folder: Path | None) -> LlavaMiniConfig:
+    """Our configuration for one published by LLaVA's authors.
+
+    Args:
+        original: their dictionary.
+        folder: the model's folder, where the vision tower may be described.
+
+    Raises:
+        ValueError: it is not LLaVA-1.5: the tower is unknown, or a field has another value.
+    """
+    _expect(original, "mm_patch_merge_type", "flat")
+    ours = translate_released(original, folder)
+    known = LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling", "dtype", "torch_dtype"}
+    return LlavaMiniConfig(
+        vision_config=ours["vision_config"],
+        text_config={key: value for key, value in ours["text_config"].items() if key in known},
+        reducer="identity",
+        prefusion_num_layers=0,
+    )
+
+
+def translate_transformers_llava(theirs: Mapping[str, Any]) -> LlavaMiniConfig:
+    """Our configuration for transformers' ``LlavaConfig``.
+
+    Raises:
+        ValueError: it is not LLaVA-1.5: a field has another value.
+    """
+    for field, expected in (
+        ("vision_feature_layer", -2),
+        ("vision_feature_select_strategy", "default"),
+        ("projector_hidden_act", "gelu"),
+        ("multimodal_projector_bias", True),
+    ):
+        _expect(theirs, field, expected)
+    config = LlavaConfig(**theirs)
+    vision, text = config.vision_config, config.text_config
+    assert isinstance(vision, CLIPVisionConfig)
+    assert text is not None
+    return LlavaMiniConfig(vision_config=vision, text_config=text, reducer="identity", prefusion_num_layers=0)
+
+
+def start_llava_mini(
+    tensors: dict[str, Tensor], config: LlavaMiniConfig, *, reducer: str, reducer_grid: int, prefusion_num_layers: int
+) -> tuple[dict[str, Tensor], LlavaMiniConfig]:
+    """Tensors and configuration of a new LLaVA-Mini that starts from LLaVA-1.5.
+
+    Args:
+        tensors: of a model with (identity, 0), in our layout.
+        config: of this model.
+        reducer: name of the reducer of the new model; its weights are drawn with a fixed seed.
+        reducer_grid: tokens per side of a frame.
+        prefusion_num_layers: how many of the language model's first layers to copy.
+
+    Raises:
+        ValueError: the model has a reducer or pre-fusion already, or fewer layers than are to be copied.
+    """
+    if config.reducer != "identity" or config.prefusion_num_layers:
+        raise ValueError(
+            f"A new LLaVA-Mini starts from LLaVA-1.5, but this model has the reducer {config.reducer!r} and "
+            f"{config.prefusion_num_layers} pre-fusion layers already. Leave out reducer and prefusion_num_layers."
+        )
+    if prefusion_num_layers > config.text.num_hidden_layers:
+        raise ValueError(
+            f"Pre-fusion copies the first {prefusion_num_layers} layers of a language model that has "
+            f"{config.text.num_hidden_layers}. Give a smaller prefusion_num_layers."
+        )
+    new = LlavaMiniConfig(
+        vision_config=config.vision,
+        text_config=config.text,
+        reducer=reducer,
+        reducer_grid=reducer_grid,
+        prefusion_num_layers=prefusion_num_layers,
+    )
+    dtype = tensors["projector.linear_1.weight"].dtype if "projector.linear_1.weight" in tensors else torch.float32
+    added = {f"reducer.{name}": tensor.to(dtype) for name, tensor in _new_reducer(new).items()}
+    for name, tensor in tensors.items():
+        place, _, inner = name.removeprefix("language_model.model.layers.").partition(".")
+        if name.startswith("language_model.model.layers.") and int(place) < prefusion_num_layers:
+            added[f"prefusion.layers.{place}.block.{inner}"] = tensor
+    return {**tensors, **added}, new
+
+
+def _new_reducer(config: LlavaMiniConfig) -> dict[str, Tensor]:
+    """Initial tensors of the reducer. They depend on the vision width only: the rest of the model can be small."""
+    small = LlavaMiniConfig(
+        vision_config={**config.vision.to_dict(), "num_hidden_layers": 1, "intermediate_size": 1},
+        text_config=LlamaConfig(vocab_size=1, hidden_size=8, intermediate_size=1, num_hidden_layers=1),
+        reducer=config.reducer,
+        reducer_grid=config.reducer_grid,
+        prefusion_num_layers=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlavaMiniForConditionalGeneration(small).reducer.state_dict()
+
+
+def _expect(config: Mapping[str, Any], field: str, expected: Any) -> None:  # noqa: ANN401  a JSON value
+    if config.get(field, expected) != expected:
+        raise ValueError(
+            f"The configuration of LLaVA has {field}={config[field]!r}, but LLaVA-1.5 has {expected!r}. Only "
+            "LLaVA-1.5 can be converted."
+        )
