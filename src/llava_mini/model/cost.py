@@ -1,0 +1,234 @@
+"""What a prompt costs, part by part, from the configuration alone: operations, parameters, bytes.
+
+There are two countings of floating-point operations for the first question about some frames:
+
+- ``flops`` is what the code here runs: matrix products and convolutions, attention included, 2 for
+  each multiply-add. The vision tower's last layer is not run, the last pre-fusion layer makes
+  only keys and values of the patches, and the head reads the last position. It equals what
+  torch's ``FlopCounterMode`` counts.
+- ``paper_flops`` is the paper's protocol: linear and convolution layers only, all of the tower's
+  layers, every row in every pre-fusion layer, the head at every position. With 43 text tokens it
+  gives the totals of Tables 6 to 8 and 14. Two misprints show: Table 7 has 1.81 T for three
+  pre-fusion layers, which is 1.71 T; and Table 14 divides the totals wrongly, for pre-fusion is
+  1.00 T of LLaVA-Mini's 1.96 T, not 0.125 T (and its total at 672 px, 7.19 T, is 8.13 T in the text).
+
+Shapes: F frames, V views, P patches of a frame, Q reduced tokens, T text tokens, S = F * Q + T.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from llava_mini.config import LlavaMiniConfig
+
+PAPER_TEXT_TOKENS = 43
+"""Text tokens in the paper's measurements, found by solving for its totals."""
+
+BYTES_PER_VALUE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+"""Bytes of one number in each format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByPart:
+    """One whole number for each part, named as the model names it."""
+
+    vision_tower: int
+    reducer: int
+    projector: int
+    prefusion: int
+    language_model: int
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.as_dict().values())
+
+    def as_dict(self) -> dict[str, int]:
+        """Numbers by part, in the order in which data travels."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def flops(config: LlavaMiniConfig, *, num_frames: int = 1, num_text_tokens: int = PAPER_TEXT_TOKENS) -> ByPart:
+    """Operations of the code here, from pixels to the first token of the answer to the first question.
+
+    Args:
+        config: the model.
+        num_frames: frames in the prompt; without any, text is not fused.
+        num_text_tokens: all tokens of the prompt that are words, system prompt included.
+    """
+    _check_prompt(num_frames, num_text_tokens)
+    vision, patches, tokens = config.vision, config.patches_per_frame, config.tokens_per_frame
+    rows = config.patches_per_side**2 + 1  # with the class token
+    one_view = _patch_embedding(config) + (vision.num_hidden_layers - 1) * (
+        rows * _tower_layer(config) + 4 * rows**2 * vision.hidden_size
+    )
+
+    is_fused = config.prefusion_num_layers > 0
+    projected = patches if config.reducer == "identity" else tokens + is_fused * patches
+
+    decoder = _Decoder(config.text)
+    length = num_frames * tokens + num_text_tokens
+    language_model = config.text.num_hidden_layers * decoder.layer(length, length) + decoder.head
+    return ByPart(
+        vision_tower=num_frames * config.views_per_frame * one_view,
+        reducer=num_frames * _query_reducer(config),
+        projector=num_frames * projected * _projector(config),
+        prefusion=num_frames * _two_passes(config, decoder, num_text_tokens),
+        language_model=language_model,
+    )
+
+
+def paper_flops(config: LlavaMiniConfig, *, num_frames: int = 1, num_text_tokens: int = PAPER_TEXT_TOKENS) -> ByPart:
+    """Operations as the paper counts them for the released code.
+
+    The released code projects all patches also where nothing reads them (Table 6, no pre-fusion).
+
+    Args:
+        config: the model.
+        num_frames: frames in the prompt, each passed with the whole text.
+        num_text_tokens: all tokens of the prompt that are words.
+    """
+    _check_prompt(num_frames, num_text_tokens)
+    patches, tokens = config.patches_per_frame, config.tokens_per_frame
+    rows = config.patches_per_side**2 + 1
+    one_view = _patch_embedding(config) + config.vision.num_hidden_layers * rows * _tower_layer(config)
+    vision_rows = patches if config.reducer == "identity" else patches + tokens
+    decoder = _Decoder(config.text)
+    fused_rows = _prefusion_rows(config) + num_text_tokens
+    length = num_frames * tokens + num_text_tokens
+    return ByPart(
+        vision_tower=num_frames * config.views_per_frame * one_view,
+        reducer=num_frames * _query_reducer(config),
+        projector=num_frames * vision_rows * _projector(config),
+        prefusion=num_frames * config.prefusion_num_layers * fused_rows * decoder.linear,
+        language_model=length * (config.text.num_hidden_layers * decoder.linear + decoder.head),
+    )
+
+
+def parameters(config: LlavaMiniConfig) -> ByPart:
+    """Parameters of each part, those included that are stored and never run."""
+    vision, text = config.vision, config.text
+    width, inner, language = vision.hidden_size, vision.intermediate_size, text.hidden_size
+    tower_layer = 4 * (width**2 + width) + 2 * width * inner + inner + width + 4 * width
+    embeddings = width + 3 * vision.patch_size**2 * width + (config.patches_per_side**2 + 1) * width
+    reducer = 0
+    if config.reducer == "query":
+        reducer = 2 * config.tokens_per_frame * width + 4 * width + 4 * (width**2 + width)
+    decoder_layer = _Decoder(text).layer_parameters
+    table = text.vocab_size * language
+    return ByPart(
+        vision_tower=embeddings + vision.num_hidden_layers * tower_layer + 4 * width,
+        reducer=reducer,
+        projector=width * language + language + language**2 + language,
+        prefusion=config.prefusion_num_layers * decoder_layer,
+        language_model=table * (1 if config.tie_word_embeddings else 2)
+        + text.num_hidden_layers * decoder_layer
+        + language,
+    )
+
+
+def weight_bytes(config: LlavaMiniConfig, dtype: str = "bfloat16") -> ByPart:
+    """Bytes of the weights in one number format.
+
+    Raises:
+        ValueError: the format is not one of ``BYTES_PER_VALUE``.
+    """
+    size = _value_bytes(dtype)
+    return ByPart(**{name: size * count for name, count in parameters(config).as_dict().items()})
+
+
+def keys_values_bytes_per_token(config: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
+    """Bytes that one token of the prompt or the answer keeps in the language model's cache."""
+    return config.text.num_hidden_layers * _Decoder(config.text).keys_values * _value_bytes(dtype)
+
+
+def prefusion_bytes_per_frame(config: LlavaMiniConfig, dtype: str = "bfloat16") -> int:
+    """Bytes of the vision rows' keys and values in pre-fusion: what another question about a frame needs."""
+    rows = config.prefusion_num_layers * _prefusion_rows(config)
+    return rows * _Decoder(config.text).keys_values * _value_bytes(dtype)
+
+
+class _Decoder:
+    """Operations and parameters of one decoder layer of a Llama-like language model."""
+
+    def __init__(self, text: Any) -> None:
+        width, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
+        head_width = getattr(text, "head_dim", None) or width // heads
+        key_heads = getattr(text, "num_key_value_heads", None) or heads
+        self.query_width = heads * head_width
+        self.keys_values = 2 * key_heads * head_width  # values per row
+        self.key_value_linear = 2 * width * self.keys_values
+        self.linear = 2 * (2 * width * self.query_width + 3 * width * inner) + self.key_value_linear
+        self.head = 2 * width * text.vocab_size
+
+        with_bias = getattr(text, "attention_bias", False) or text.model_type == "qwen2"
+        biases = (self.query_width + self.keys_values) if with_bias else 0
+        if with_bias and text.model_type != "qwen2":
+            biases += width  # of the output projection
+        if getattr(text, "mlp_bias", False):
+            biases += 2 * inner + width
+        head_norms = 2 * head_width if text.model_type == "qwen3" else 0
+        self.layer_parameters = self.linear // 2 + biases + head_norms + 2 * width
+
+    def layer(self, num_rows: int, num_keys: int) -> int:
+        """Operations of ``num_rows`` rows that attend to ``num_keys`` rows, their own included."""
+        return num_rows * self.linear + 4 * num_rows * num_keys * self.query_width
+
+
+def _two_passes(config: LlavaMiniConfig, decoder: _Decoder, num_text: int) -> int:
+    """Operations of pre-fusion for one frame: vision rows, then text rows against them."""
+    if config.prefusion_num_layers == 0:
+        return 0
+    rows = _prefusion_rows(config)
+    num_outputs = config.tokens_per_frame if config.vision_tokens_from == "prefusion" else 0
+    vision = (config.prefusion_num_layers - 1) * decoder.layer(rows, rows)
+    vision += (rows - num_outputs) * decoder.key_value_linear + decoder.layer(num_outputs, rows)
+    return vision + config.prefusion_num_layers * decoder.layer(num_text, rows + num_text)
+
+
+def _prefusion_rows(config: LlavaMiniConfig) -> int:
+    """Vision rows of a frame in pre-fusion: patches, and reduced tokens where they pass through."""
+    passes = config.reducer != "identity" and config.vision_tokens_from == "prefusion"
+    return config.patches_per_frame + (config.tokens_per_frame if passes else 0)
+
+
+def _patch_embedding(config: LlavaMiniConfig) -> int:
+    """Operations of the convolution that cuts one view into patches."""
+    values = 3 * config.vision.patch_size**2
+    return 2 * config.patches_per_side**2 * values * config.vision.hidden_size
+
+
+def _tower_layer(config: LlavaMiniConfig) -> int:
+    """Operations of one row in the linear layers of one CLIP layer."""
+    width = config.vision.hidden_size
+    return 2 * (4 * width**2 + 2 * width * config.vision.intermediate_size)
+
+
+def _projector(config: LlavaMiniConfig) -> int:
+    """Operations of one row."""
+    width, language = config.vision.hidden_size, config.text.hidden_size
+    return 2 * (width * language + language**2)
+
+
+def _query_reducer(config: LlavaMiniConfig) -> int:
+    """Operations of the query reducer for one frame, attention included; 0 for the other reducers.
+
+    Table 8 prints 2.42 G for one token and 2.44 G for four, which also counts its attention.
+    """
+    if config.reducer != "query":
+        return 0
+    width, tokens = config.vision.hidden_size, config.tokens_per_frame
+    patches = config.resolution_ratio**2 * config.patches_per_side**2  # the whole image of HD is not read
+    return 2 * width**2 * (2 * tokens + 2 * patches) + 4 * tokens * patches * width
+
+
+def _check_prompt(num_frames: int, num_text_tokens: int) -> None:
+    if num_frames < 0 or num_text_tokens < 0 or num_frames + num_text_tokens == 0:
+        raise ValueError(
+            f"A prompt has frames, text tokens or both; got {num_frames} frames and {num_text_tokens} text tokens."
+        )
+
+
+def _value_bytes(dtype: str) -> int:
+    if dtype not in BYTES_PER_VALUE:
+        raise ValueError(f"There is no number format {dtype!r}. Known are: {', '.join(BYTES_PER_VALUE)}.")
+    return BYTES_PER_VALUE[dtype]

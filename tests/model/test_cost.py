@@ -1,0 +1,140 @@
+"""Costs computed from a configuration equal those that torch counts and those that the paper prints."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from llava_mini.config import LlavaMiniConfig, preset
+from llava_mini.model import cost
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from tests.tiny_models import batch, pixels, prompt, tiny_config
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"reducer_grid": 2, "position_codes": "resized_query_grid"},
+    {"vision_tokens_from": "reducer"},
+    {"reducer": "average_pool", "reducer_grid": 2},
+    {"reducer": "identity"},
+    {"reducer": "identity", "prefusion_num_layers": 0},
+    {"prefusion_num_layers": 0},
+    {"prefusion_num_layers": 1, "resolution_ratio": 2, "reducer_grid": 4},
+]
+
+
+def vicuna(**fields: Any) -> LlavaMiniConfig:
+    return LlavaMiniConfig(text_config=preset("llava-mini-vicuna-7b").text, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "printed"),
+    [
+        ({"reducer": "identity", "prefusion_num_layers": 0}, 8.55),
+        ({"reducer": "identity", "prefusion_num_layers": 0, "resolution_ratio": 2}, 40.49),
+        ({"prefusion_num_layers": 0}, 0.96),
+        ({"prefusion_num_layers": 0, "reducer_grid": 4}, 1.16),
+        ({"prefusion_num_layers": 0, "reducer_grid": 8}, 1.79),
+        ({"prefusion_num_layers": 0, "reducer_grid": 12}, 2.85),
+        ({"prefusion_num_layers": 1}, 1.21),
+        ({"prefusion_num_layers": 2}, 1.46),
+        ({"prefusion_num_layers": 4}, 1.96),
+        ({"prefusion_num_layers": 4, "reducer": "average_pool"}, 1.96),
+        ({"prefusion_num_layers": 4, "reducer_grid": 2}, 2.01),
+        ({"prefusion_num_layers": 4, "resolution_ratio": 2, "reducer_grid": 8}, 8.13),
+    ],
+)
+def test_the_papers_counting_gives_the_papers_totals(fields, printed):
+    assert round(cost.paper_flops(vicuna(**fields)).total / 1e12, 2) == printed
+
+
+def test_misprints_of_the_paper_are_what_the_docstring_says():
+    three_layers = cost.paper_flops(vicuna(prefusion_num_layers=3)).total
+    whole = cost.paper_flops(preset("llava-mini-vicuna-7b"))
+    assert round(three_layers / 1e12, 2) == 1.71
+    assert round(whole.prefusion / 1e12, 2) == 1.00
+    assert round(whole.language_model / 1e12, 2) == 0.58
+    assert round(whole.vision_tower / 1e12, 3) == 0.349
+
+
+def test_query_reducer_costs_what_table_8_says():
+    assert round(cost.paper_flops(vicuna()).reducer / 1e9, 2) == 2.42
+    assert round(cost.paper_flops(vicuna(reducer_grid=2)).reducer / 1e9, 2) == 2.44
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+@pytest.mark.parametrize("num_frames", [0, 1, 3])
+def test_flops_equal_those_of_a_counted_forward(fields, num_frames):
+    config = tiny_config(attn_implementation="eager", **fields)
+    assert counted(config, num_frames, 11) == cost.flops(config, num_frames=num_frames, num_text_tokens=11).as_dict()
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_flops_of_other_families_equal_those_of_a_counted_forward(family):
+    config = tiny_config(family, attn_implementation="eager")
+    assert counted(config, 2, 7) == cost.flops(config, num_frames=2, num_text_tokens=7).as_dict()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_parameters_equal_those_of_the_model(family, fields):
+    assert stored(config := tiny_config(family, **fields)) == cost.parameters(config).as_dict()
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen3", {"attention_bias": True}),
+        ("llama", {"tie_word_embeddings": True}),
+    ],
+)
+def test_parameters_follow_biases_and_tied_tables(family, text):
+    assert stored(config := tiny_config(family, text=text)) == cost.parameters(config).as_dict()
+
+
+def test_released_8b_model_has_its_published_parameters():
+    count = cost.parameters(preset("llava-mini-llama-3.1-8b"))
+    assert count.total - count.vision_tower == 8_927_893_504
+    assert count.vision_tower == 303_507_456
+
+
+def test_bytes_follow_the_number_format():
+    config = preset("llava-mini-vicuna-7b")
+    assert cost.weight_bytes(config, "float32").total == 2 * cost.weight_bytes(config, "bfloat16").total
+    assert cost.keys_values_bytes_per_token(config, "float16") == 2 * 32 * 4096 * 2
+    assert cost.prefusion_bytes_per_frame(config, "float16") == 4 * 577 * 2 * 4096 * 2
+
+
+def test_unknown_number_format_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'float8'.*bfloat16"):
+        cost.weight_bytes(tiny_config(), "float8")
+
+
+def test_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="0 frames and 0 text tokens"):
+        cost.flops(tiny_config(), num_frames=0, num_text_tokens=0)
+
+
+def counted(config: LlavaMiniConfig, num_frames: int, num_text_tokens: int) -> dict[str, int]:
+    """What torch counts in one forward, by part."""
+    model = LlavaMiniForConditionalGeneration(config).eval()
+    inputs = batch([prompt(config, [5] * num_text_tokens, num_frames)])
+    images = pixels(config, num_frames) if num_frames else None
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs, pixel_values=images, logits_to_keep=1)
+    total, *modules = counter.get_flop_counts().items()
+    by_module = {name.rpartition(".")[2]: sum(count.values()) for name, count in modules if name.count(".") == 1}
+    counts = {name: by_module.get(name, 0) for name in cost.flops(config).as_dict()}
+    # The tower's layers are called one by one, so what they count belongs to no part.
+    return {**counts, "vision_tower": sum(total[1].values()) - sum(counts.values())}
+
+
+def stored(config: LlavaMiniConfig) -> dict[str, int]:
+    """Parameters that the model has, by part."""
+    with torch.device("meta"):
+        model = LlavaMiniForConditionalGeneration(config)
+    parts = dict(model.named_children())
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    assert set(counts) <= set(cost.parameters(config).as_dict())
+    return {name: counts.get(name, 0) for name in cost.parameters(config).as_dict()}
