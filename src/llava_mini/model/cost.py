@@ -16,7 +16,7 @@ Shapes: F frames, V views, P patches of a frame, Q reduced tokens, T text tokens
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from llava_mini.config import LlavaMiniConfig
 
@@ -109,7 +109,7 @@ def parameters(config: LlavaMiniConfig) -> ByPart:
     vision, text = config.vision, config.text
     width, inner, language = vision.hidden_size, vision.intermediate_size, text.hidden_size
     tower_layer = 4 * (width**2 + width) + 2 * width * inner + inner + width + 4 * width
-    embeddings = width + 3 * vision.patch_size**2 * width + (config.patches_per_side**2 + 1) * width
+    embeddings = width + _pixels_of_a_patch(config) * width + (config.patches_per_side**2 + 1) * width
     reducer = 0
     if config.reducer == "query":
         reducer = 2 * config.tokens_per_frame * width + 4 * width + 4 * (width**2 + width)
@@ -193,8 +193,12 @@ def _prefusion_rows(config: LlavaMiniConfig) -> int:
 
 def _patch_embedding(config: LlavaMiniConfig) -> int:
     """Operations of the convolution that cuts one view into patches."""
-    values = 3 * config.vision.patch_size**2
-    return 2 * config.patches_per_side**2 * values * config.vision.hidden_size
+    return 2 * config.patches_per_side**2 * _pixels_of_a_patch(config) * config.vision.hidden_size
+
+
+def _pixels_of_a_patch(config: LlavaMiniConfig) -> int:
+    """Values of one patch in three colours."""
+    return 3 * cast(int, config.vision.patch_size) ** 2
 
 
 def _tower_layer(config: LlavaMiniConfig) -> int:
