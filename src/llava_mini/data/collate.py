@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llava_mini.data.records import Noun, Record
 from llava_mini.flow import ModelInputs
-from llava_mini.processor import LlavaMiniProcessor
+from llava_mini.processor.processor import LlavaMiniProcessor
 
 IGNORED = -100
 """Label of a token that is not to be learned."""

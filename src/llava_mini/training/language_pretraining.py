@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from llava_mini.data.records import Turn
 from llava_mini.data.synthetic.world import WorldSettings, world_item
 from llava_mini.data.tokenizer import ASSISTANT, BEGIN, END, USER
+from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.trainer import Losses
 
 
@@ -52,9 +53,10 @@ class LanguagePretraining:
             dtype: Precision of weights and arithmetic.
             settings: What the questions are about.
         """
-        self.module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.batch: Prefetch[TextBatch] = Prefetch(self.make_batch)
         self.settings = settings
 
     def losses(self, step: int) -> Losses:
@@ -63,7 +65,7 @@ class LanguagePretraining:
         hidden = self.module.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return answer_loss(self.module.lm_head, hidden, batch.labels)
 
-    def batch(self, step: int) -> TextBatch:
+    def make_batch(self, step: int) -> TextBatch:
         """Return the conversations of a step."""
         first = step * self.batch_size
         items = [

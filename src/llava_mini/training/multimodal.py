@@ -4,6 +4,7 @@ Everything goes through the seam of the model, ``fuse``, and then the unmodified
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,11 +26,24 @@ from llava_mini.data.synthetic.scenes import (
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.training.auxiliary import PlaceHeads
 from llava_mini.training.language_pretraining import answer_loss
+from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.trainer import Losses
 from llava_mini.training.vision_pretraining import normalised
 
 RecordsOf = Callable[[int], Sequence[Record]]
 """The records of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentBatch:
+    """Pictures and where their patches should lie after projection."""
+
+    pixel_values: Tensor
+    """[F, 1, 3, H, W], normalised."""
+    targets: Tensor
+    """[F, P, D] float32: the sum of the embeddings of the words for what a patch shows."""
+    shown: Tensor
+    """[F, P] bool: patches that show something."""
 
 
 class Alignment:
@@ -58,6 +72,7 @@ class Alignment:
         self.module = model
         self.batch_size = batch_size
         self.settings = settings
+        self.batch: Prefetch[AlignmentBatch] = Prefetch(self.make_batch)
         table = model.get_input_embeddings().weight.detach().float()  # pyright: ignore[reportAttributeAccessIssue]
         self.words = {
             "shape": _embedded(table, tokenizer, SHAPES),
@@ -68,27 +83,33 @@ class Alignment:
 
     def losses(self, step: int) -> Losses:
         """Return the squared distance to the words, as a share of their own square."""
+        batch = self.batch(step)
+        targets, shown = batch.targets, batch.shown
+        with torch.no_grad():
+            features = self.module.encode_frames(batch.pixel_values.to(self.module.dtype))[:, 0]  # [F, P, E]
+        distance = (self.module.projector(features).float() - targets).square().sum(-1)  # [F, P]
+        scale = targets[shown].square().sum(-1).mean()
+        total = distance[shown].mean() / scale + 0.2 * distance[~shown].mean() / scale
+        return Losses(total=total, parts={"shown": float(distance[shown].mean().detach() / scale)})
+
+    def make_batch(self, step: int) -> AlignmentBatch:
+        """Return the pictures of a step and where their patches should lie."""
         first = step * self.batch_size
         scenes = [
             random_scene(generator_of("train", index, "alignment"), self.settings)
             for index in range(first, first + self.batch_size)
         ]
-        patch = self.module.config.vision.patch_size
-        labels = [patch_labels(scene, patch) for scene in scenes]
-        targets = torch.stack(
-            [
-                sum((self.words[name][torch.from_numpy(getattr(label, name))] for name in self.words), torch.zeros(()))
-                for label in labels
-            ]
-        )  # [F, P, D]
-        shown = torch.stack([torch.from_numpy((label.shape > 0) | (label.character > 0)) for label in labels])
-        pixels = normalised(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]), self.module.dtype)
-        with torch.no_grad():
-            features = self.module.encode_frames(pixels[:, None])[:, 0]  # [F, P, E]
-        distance = (self.module.projector(features).float() - targets).square().sum(-1)  # [F, P]
-        scale = targets[shown].square().sum(-1).mean()
-        total = distance[shown].mean() / scale + 0.2 * distance[~shown].mean() / scale
-        return Losses(total=total, parts={"shown": float(distance[shown].mean().detach() / scale)})
+        labels = [patch_labels(scene, self.module.config.vision.patch_size) for scene in scenes]
+        rows = [
+            [self.words[name][torch.from_numpy(getattr(label, name))] for name in self.words] for label in labels
+        ]  # [F][names] of [P, D]
+        shown = [torch.from_numpy((label.shape > 0) | (label.character > 0)) for label in labels]
+        pixels = normalised(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]), torch.float32)
+        return AlignmentBatch(
+            pixel_values=pixels[:, None],
+            targets=torch.stack([torch.stack(parts).sum(0) for parts in rows]),
+            shown=torch.stack(shown),
+        )
 
 
 class TunedModel(nn.Module):
@@ -115,12 +136,12 @@ class InstructionTuning:
         """
         self.module = module
         self.collator = collator
-        self.records_of = records_of
+        self.batch: Prefetch[TrainingBatch] = Prefetch(lambda step: collator(records_of(step)))
         self.place_weight = place_weight
 
     def losses(self, step: int) -> Losses:
         """Return the losses on the records of a step."""
-        return tuning_losses(self.module, self.collator(self.records_of(step)), self.place_weight)
+        return tuning_losses(self.module, self.batch(step), self.place_weight)
 
 
 def tuning_losses(module: TunedModel, batch: TrainingBatch, place_weight: float) -> Losses:

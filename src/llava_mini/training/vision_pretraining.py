@@ -28,6 +28,7 @@ from llava_mini.data.synthetic.scenes import (
     random_page,
     random_scene,
 )
+from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.trainer import Losses
 
 LABEL_CLASSES = {
@@ -60,7 +61,7 @@ class DenseVisionModel(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
-        self.tower = CLIPVisionModel(config)
+        self.tower = CLIPVisionModel._from_config(config, attn_implementation="eager")
         grid = config.image_size // config.patch_size
         with torch.no_grad():
             codes = grid_codes(grid, config.hidden_size)  # [P, E]
@@ -127,10 +128,17 @@ def dense_losses(model: DenseVisionModel, batch: LabelledPictures) -> Losses:
 
 
 class VisionPretraining:
-    """The task of the first phase: dense labels of pages of letters, then more and more of scenes."""
+    """The task of the first phase: dense labels of pages of letters and of scenes, in shares that change."""
 
     def __init__(
-        self, config: CLIPVisionConfig, *, num_steps: int, batch_size: int, dtype: torch.dtype, settings: SceneSettings
+        self,
+        config: CLIPVisionConfig,
+        *,
+        num_steps: int,
+        batch_size: int,
+        dtype: torch.dtype,
+        settings: SceneSettings,
+        pages: tuple[float, float] = (0.8, 0.2),
     ) -> None:
         """Make the model.
 
@@ -140,19 +148,23 @@ class VisionPretraining:
             batch_size: Pictures of a step.
             dtype: Precision of weights and arithmetic.
             settings: What the scenes hold.
+            pages: Share of pages of letters among the pictures, at the first step and at the last.
         """
+        self.pages = pages
         self.module = DenseVisionModel(config).to(dtype)
         self.num_steps = num_steps
         self.batch_size = batch_size
+        self.batch: Prefetch[LabelledPictures] = Prefetch(self.make_batch)
         self.settings = settings
 
     def losses(self, step: int) -> Losses:
         """Return the losses on the pictures of a step."""
         return dense_losses(self.module, self.batch(step))
 
-    def batch(self, step: int) -> LabelledPictures:
-        """Return the pictures of a step; from four fifths of pages at the start to one fifth at the end."""
-        share_of_pages = 0.8 - 0.6 * step / self.num_steps
+    def make_batch(self, step: int) -> LabelledPictures:
+        """Return the pictures of a step."""
+        first, last = self.pages
+        share_of_pages = first + (last - first) * step / self.num_steps
         scenes = []
         for index in range(step * self.batch_size, (step + 1) * self.batch_size):
             rng = generator_of("train", index, "vision")
