@@ -78,7 +78,9 @@ def train_phase(task: Task, settings: PhaseSettings, folder: Path, log: RunLog, 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.safetensors"
     optimizer = MasterAdamW(apply_stage(task.module.named_parameters(), settings.stage), settings.optimizer)
-    first_step = _resume(path, task.module, optimizer, settings) if path.exists() else 0
+    if not path.exists():
+        _save(path, task.module, optimizer, settings, 0)
+    first_step = _resume(path, task.module, optimizer, settings)
     saved_at = started_at = time.monotonic()
     sums: dict[str, float] = {}
     task.module.train()
