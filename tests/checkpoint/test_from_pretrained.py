@@ -3,10 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
+
+from llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
+from llava_mini.checkpoint.from_original import rename
 from tests.checkpoint.folders import (
     FIXTURES,
     RELEASED,
@@ -19,10 +24,6 @@ from tests.checkpoint.folders import (
     write_tensors,
 )
 from tests.tiny_models import pixels, tiny_model
-from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
-
-from llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
-from llava_mini.checkpoint.from_original import rename
 
 CLASSES = [LlavaMiniForConditionalGeneration, AutoModelForImageTextToText]
 MODELS = sorted(path for path in (FIXTURES / "models").iterdir() if not (path / "recipe.json").exists())
@@ -128,7 +129,7 @@ def test_a_tower_that_does_not_fit_is_an_error(tmp_path):
         LlavaMiniForConditionalGeneration.from_pretrained(folder)
 
 
-def _sizes(**changed: int) -> dict[str, int]:
+def _sizes(**changed: int) -> dict[str, Any]:
     return {**json.loads((RELEASED / "vision_config.json").read_text()), **changed}
 
 

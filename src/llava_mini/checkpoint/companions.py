@@ -13,6 +13,16 @@ GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 """Any of these makes a folder one of a tokenizer."""
 
+TOKENIZER_COMPANIONS = (
+    GENERATION_CONFIG,
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files that a plain language model shares with ours."""
+
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json")
 
 
@@ -22,6 +32,10 @@ def write_companions(source: Source, folder: Path) -> None:
     A folder of ours is copied; for another, the generation settings are copied or made from the stop ids, and the
     processor is made from the configuration if there is a tokenizer.
     """
+    if source.generation is not None:
+        source.generation.save_pretrained(folder)
+    if source.folder is None:
+        return
     if source.layout == "ours":
         for path in sorted(source.folder.iterdir()):
             if path.is_file() and not any(path.match(pattern) for pattern in WEIGHTS):
@@ -47,7 +61,7 @@ def generation_config(source: Source, tokenizer: PreTrainedTokenizerBase | None)
     )
 
 
-def _ids(value: Any) -> list[int]:  # noqa: ANN401  an id, several or none, as transformers has it
+def _ids(value: Any) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)

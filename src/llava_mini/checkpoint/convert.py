@@ -58,7 +58,8 @@ def convert(
     """
     destination = Path(destination).expanduser()
     check_destination(destination)
-    found = read_source(locate(source), base=base, vision_tower=vision_tower)
+    folder = locate(source)
+    found = read_source(folder, base=base, vision_tower=vision_tower)
     if reducer is not None or prefusion_num_layers is not None:
         found.tensors, found.config = start_llava_mini(
             found.tensors,
@@ -67,11 +68,11 @@ def convert(
             reducer_grid=reducer_grid,
             prefusion_num_layers=prefusion_num_layers or 0,
         )
-        check_complete(found.tensors, found.config, found.folder)
-    with complete_or_nothing(destination, size_in_bytes(found.tensors)) as folder:
-        write_config(found, folder)
-        write_companions(found, folder)
-        write_shards(found.tensors, folder, found.finish, max_shard_size)
+        check_complete(found.tensors, found.config, folder)
+    with complete_or_nothing(destination, size_in_bytes(found.tensors)) as new:
+        write_config(found, new)
+        write_companions(found, new)
+        write_shards(found.tensors, new, found.finish, max_shard_size)
     return destination
 
 
@@ -79,9 +80,13 @@ def write_config(source: Source, folder: Path) -> None:
     """Write config.json, with the dtype of the language model."""
     config = deepcopy(source.config)
     config.architectures = [LlavaMiniForConditionalGeneration.__name__]
-    dtype = source.tensors["language_model.model.embed_tokens.weight"].dtype
-    config.dtype = str(dtype).removeprefix("torch.")
+    config.dtype = dtype_name(source)
     config.save_pretrained(folder)
+
+
+def dtype_name(source: Source) -> str:
+    """The dtype of the language model, as configurations write it."""
+    return str(source.tensors["language_model.model.embed_tokens.weight"].dtype).removeprefix("torch.")
 
 
 def check_destination(destination: Path) -> None:

@@ -120,7 +120,7 @@ def _new_reducer(config: LlavaMiniConfig) -> dict[str, Tensor]:
         return LlavaMiniForConditionalGeneration(small).reducer.state_dict()
 
 
-def _expect(config: Mapping[str, Any], field: str, expected: Any) -> None:  # noqa: ANN401  a JSON value
+def _expect(config: Mapping[str, Any], field: str, expected: Any) -> None:
     if config.get(field, expected) != expected:
         raise ValueError(
             f"The configuration of LLaVA has {field}={config[field]!r}, but LLaVA-1.5 has {expected!r}. Only "

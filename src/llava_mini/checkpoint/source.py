@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from llava_mini.checkpoint.adapters import Adapter, LowRank, is_adapter, read_adapter
 from llava_mini.checkpoint.from_llava import TRANSFORMERS_LLAVA, translate_llava, translate_transformers_llava
@@ -45,8 +46,8 @@ RENAMINGS = RELEASED + TRANSFORMERS_LLAVA
 class Source:
     """A model on disk."""
 
-    folder: Path
-    """Where its tokenizer is."""
+    folder: Path | None
+    """Where its tokenizer is. None: the model is in memory."""
     layout: Layout
     published: Mapping[str, Any]
     """The configuration as it was found."""
@@ -54,10 +55,12 @@ class Source:
     tensors: dict[str, Tensor]
     """Under our names, mapped, in the order of their files."""
     updates: dict[str, LowRank] = field(default_factory=dict)
+    generation: GenerationConfig | None = None
+    """Generation settings of a model in memory."""
 
     def finish(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor with the update that an adapter has for it."""
-        return self.updates[name].add_to(tensor) if name in self.updates else tensor
+        """The tensor as it is written: with the update that an adapter has for it."""
+        return self.updates[name].add_to(tensor) if name in self.updates else tensor.cpu()
 
 
 def read_source(folder: Path, *, base: str | Path | None = None, vision_tower: str | Path | None = None) -> Source:
