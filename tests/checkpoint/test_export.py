@@ -1,6 +1,7 @@
 """``export``: a plain language model and a front end, which together are the model again."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_a_folder_is_exported_in_any_layout(tmp_path):
 def test_the_language_model_is_plain_and_continues_prompts_of_the_front_end(tmp_path):
     model = tiny_model(text={"eos_token_id": None})
     export(model, tmp_path / "parts")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "parts" / "language_model")
+    plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "parts" / "language_model")
     assert type(plain).__module__.startswith("transformers.")
     assert json.loads((tmp_path / "parts" / "language_model" / "config.json").read_text())["architectures"] == [
         "LlamaForCausalLM"

@@ -110,7 +110,9 @@ def _new_reducer(config: LlavaMiniConfig) -> dict[str, Tensor]:
     """Initial tensors of the reducer. They depend on the vision width only: the rest of the model can be small."""
     small = LlavaMiniConfig(
         vision_config={**config.vision.to_dict(), "num_hidden_layers": 1, "intermediate_size": 1},
-        text_config=LlamaConfig(vocab_size=1, hidden_size=8, intermediate_size=1, num_hidden_layers=1),
+        text_config=LlamaConfig(
+            vocab_size=1, hidden_size=8, intermediate_size=1, num_hidden_layers=1, num_attention_heads=1
+        ),
         reducer=config.reducer,
         reducer_grid=config.reducer_grid,
         prefusion_num_layers=0,

@@ -34,9 +34,9 @@ def locate(name: str | Path) -> Path:
             )
         return folder
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         return path
-    if path.exists():
+    if text and path.exists():
         raise ValueError(f"{text!r} is a file. Give the folder of the model.")
     if isinstance(name, str) and _HUB_NAME.fullmatch(text):
         return _download(text)
