@@ -1,0 +1,460 @@
+"""The processor: messages, pictures and videos become the tensors that the model reads.
+
+Shapes: input_ids, attention_mask, answer_mask and labels are [B, T]; pixel_values is [F, V, 3, S, S]
+with the frames of the whole batch in the order of their places in the prompts.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from llava_mini.config import LlavaMiniConfig
+from llava_mini.flow import FrameChunk, ModelInputs
+from llava_mini.processor import prompt as prompts
+from llava_mini.processor.image import CLIP_MEAN, CLIP_STD, MAX_PIXELS, ImageMode, ViewSettings, make_views, to_rgb
+from llava_mini.processor.options import ProcessingOptions, read_options
+from llava_mini.processor.prompt import Message, Prompt, Slot
+from llava_mini.processor.slots import fill_slots
+from llava_mini.processor.video import FrameSampling, chunks, frames_of, nearest_square
+
+FrameResize = Literal["nearest", "image_mode"]
+"""``nearest``: a frame of a video is first squashed to S x S by nearest neighbour (released);
+``image_mode``: it is treated as an image."""
+
+FRAMES_PER_CHUNK = 8
+"""Most frames of a stream that are in memory at a time."""
+
+TEMPLATES = ("vicuna_v1", "llava_v1", "llama_3_1", "tiny", "plain")
+"""Chat templates by name. ``llava_v1`` says "human" where ``vicuna_v1`` says "user"; ``plain`` is the
+caption format of stage 1."""
+
+
+def load_template(name: str) -> str:
+    """The chat template called ``name``, in Jinja.
+
+    Raises:
+        ValueError: there is none; the message lists the known ones.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"There is no chat template {name!r}. The templates are: {', '.join(TEMPLATES)}.")
+    return (files("llava_mini.processor") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+class LlavaMiniProcessor(ProcessorMixin):
+    """Tokenizer, chat template and treatment of pictures, in one place."""
+
+    image_token: ClassVar[str] = prompts.MARKS["image"]
+    video_token: ClassVar[str] = prompts.MARKS["video"]
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token_id: int,
+        tokens_per_frame: int,
+        image_size: int,
+        resolution_ratio: int = 1,
+        image_mode: ImageMode = "pad",
+        frame_resize: FrameResize = "image_mode",
+        num_begin_tokens: int = 1,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        max_pixels: int = MAX_PIXELS,
+        chat_template: str | None = None,
+    ) -> None:
+        """Make a processor; ``from_config`` takes most of this from a model's configuration.
+
+        Args:
+            tokenizer: a fast tokenizer.
+            image_token_id: the id at the places of vision tokens; not one of the tokenizer's.
+            tokens_per_frame: Q.
+            image_size: S, pixels per side that the vision tower reads.
+            resolution_ratio: crops per side for HD.
+            image_mode: how a picture is made square.
+            frame_resize: how a frame of a video is made square.
+            num_begin_tokens: begin-of-text tokens before a prompt; the released Llama model was run with 2.
+            image_mean: of each colour channel, from 0 to 1.
+            image_std: of each colour channel.
+            max_pixels: most pixels of an image or of a frame.
+            chat_template: in Jinja. None: the tokenizer's.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer. Load it with AutoTokenizer.")
+        if image_token_id < len(tokenizer):
+            raise ValueError(
+                f"image_token_id {image_token_id} is an id of the tokenizer, which has {len(tokenizer)}. Take the "
+                "size of the model's vocabulary."
+            )
+        if frame_resize not in get_args(FrameResize):
+            raise ValueError(f"frame_resize is one of {', '.join(get_args(FrameResize))}; got {frame_resize!r}.")
+        self.image_token_id = image_token_id
+        self.tokens_per_frame = tokens_per_frame
+        self.image_size = image_size
+        self.resolution_ratio = resolution_ratio
+        self.image_mode: ImageMode = image_mode
+        self.frame_resize: FrameResize = frame_resize
+        self.num_begin_tokens = num_begin_tokens
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.max_pixels = max_pixels
+        self._views = ViewSettings(
+            size=image_size, mode=image_mode, ratio=resolution_ratio, mean=tuple(image_mean), std=tuple(image_std)
+        )
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: LlavaMiniConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "llama_3_1",
+        *,
+        image_mode: ImageMode = "pad",
+        frame_resize: FrameResize = "image_mode",
+        num_begin_tokens: int = 1,
+    ) -> Self:
+        """A processor for the model that ``config`` describes.
+
+        Args:
+            config: the model's.
+            tokenizer: the language model's.
+            template: the name of a chat template, one of ``TEMPLATES``.
+            image_mode: how a picture is made square; released weights: ``center_crop``.
+            frame_resize: how a frame is made square; released weights: ``nearest``.
+            num_begin_tokens: begin-of-text tokens before a prompt; released Llama weights: 2.
+        """
+        assert config.image_token_id is not None
+        return cls(
+            tokenizer,
+            image_token_id=config.image_token_id,
+            tokens_per_frame=config.tokens_per_frame,
+            image_size=config.image_size,
+            resolution_ratio=config.resolution_ratio,
+            image_mode=image_mode,
+            frame_resize=frame_resize,
+            num_begin_tokens=num_begin_tokens,
+            chat_template=load_template(template),
+        )
+
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str | list[str] | BatchFeature | list[list[int]] | Tensor:
+        """Render one conversation, or a batch of them.
+
+        Args:
+            conversation: messages in the chat format of transformers, or a list of conversations.
+            chat_template: another template than the processor's, in Jinja.
+            add_generation_prompt: whether the header of an answer follows.
+            continue_final_message: whether the last message goes on, without its end.
+            tokenize: whether to return ids, and pixels, instead of text.
+            return_dict: whether to return everything that the model reads instead of the ids alone.
+            return_tensors: "pt" for tensors. None: lists, of different lengths unless padded.
+            return_assistant_tokens_mask: whether to repeat ``answer_mask`` as ``assistant_masks``.
+            processor_kwargs: the same as ``kwargs``, as newer versions of transformers pass them.
+            kwargs: fields of ``ProcessingOptions``; ``images`` and ``videos`` for parts without a source.
+
+        Returns:
+            Text, or with ``tokenize`` input_ids, or with ``return_dict`` a ``BatchFeature``. Pixels are held for all
+            frames, 1.35 MB each at 336 px; ``stream`` is for long videos.
+
+        Raises:
+            ValueError: an unknown role, part or option, missing content, an empty question, an image or
+                video that cannot be read.
+        """
+        options, images, videos = read_options({**(processor_kwargs or {}), **kwargs})
+        conversations, batched = _batch(conversation)
+        checked = [prompts.check_messages(messages) for messages in conversations]
+        template = self._template(chat_template)
+        if add_generation_prompt:
+            for messages in checked:
+                prompts.require_question(messages)
+        if not tokenize:
+            texts = [
+                prompts.render(
+                    messages,
+                    self.tokenizer,
+                    template,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                )[0]
+                for messages in checked
+            ]
+            return texts if batched else texts[0]
+        rendered = [
+            prompts.encode_messages(
+                messages,
+                self.tokenizer,
+                template,
+                num_begin_tokens=self.num_begin_tokens,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for messages in checked
+        ]
+        slots = fill_slots([messages.slots for messages in checked], images, videos)
+        output = self._assemble(rendered, slots, options, return_tensors)
+        if return_assistant_tokens_mask:
+            output["assistant_masks"] = output["answer_mask"]
+        return output if return_dict else output["input_ids"]
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: None = None,
+        return_tensors: str | None = None,
+        add_special_tokens: bool = True,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tokenise finished prompts, in which ``<image>`` and ``<video>`` stand for media.
+
+        Control tokens in the text count. What a user typed goes through ``apply_chat_template`` instead.
+
+        Args:
+            images: for the marks ``<image>``: one, a list for the whole batch, or a list for each prompt.
+            text: one prompt or several.
+            videos: for the marks ``<video>``, or, where there are no images, ``<image>``, as released prompts write it.
+            audio: not supported.
+            return_tensors: "pt" for tensors.
+            add_special_tokens: whether the prompt gets ``num_begin_tokens`` begin-of-text tokens; those it starts with
+                are counted.
+            kwargs: fields of ``ProcessingOptions``.
+
+        Raises:
+            ValueError: images or videos do not match the marks, or cannot be read; an unknown option.
+        """
+        if audio is not None:
+            raise ValueError("LLaVA-Mini does not hear: audio was given. Give images or videos.")
+        if text is None:
+            raise ValueError("A prompt is needed: give text with an <image> or <video> for each image or video.")
+        options, *media = read_options({**kwargs, "images": images, "videos": videos})
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError("text is a string or a list of strings with at least one.")
+        begin = self.num_begin_tokens if add_special_tokens else None
+        rendered = [prompts.encode_text(one, self.tokenizer, num_begin_tokens=begin) for one in texts]
+        slots = fill_slots([[Slot(kind=kind, source=None) for kind in one.kinds] for one in rendered], *media)
+        return self._assemble(rendered, slots, options, return_tensors)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        all_frames: bool = False,
+        max_frames: int | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        frames_per_chunk: int = FRAMES_PER_CHUNK,
+    ) -> ModelInputs:
+        """One conversation for the model, with frames decoded while they are asked for.
+
+        Args:
+            messages: in the chat format of transformers.
+            num_frames: frames of each video, evenly spread.
+            fps: frames per second of each video. By default one.
+            all_frames: every frame of each video.
+            max_frames: never more of one video than this.
+            add_generation_prompt: whether the header of an answer follows.
+            continue_final_message: whether the last message goes on, without its end.
+            frames_per_chunk: most frames in memory at a time.
+
+        Returns:
+            ``pixel_values`` is an iterator of ``FrameChunk``, to be read once, or None for text alone.
+
+        Raises:
+            ValueError: as ``apply_chat_template``; what is wrong inside a file is raised while reading it.
+        """
+        sampling = FrameSampling(num_frames=num_frames, fps=fps, all_frames=all_frames, max_frames=max_frames)
+        checked = prompts.check_messages(messages)
+        if add_generation_prompt:
+            prompts.require_question(checked)
+        rendered = prompts.encode_messages(
+            checked,
+            self.tokenizer,
+            self._template(None),
+            num_begin_tokens=self.num_begin_tokens,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        slots = fill_slots([checked.slots], None, None)[0]
+        ids = torch.tensor(_widened(rendered, [1] * len(slots), self.image_token_id).ids)[None]
+        return ModelInputs(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            answer_mask=torch.tensor(rendered.answer_mask).long()[None],
+            pixel_values=self._stream_chunks(slots, sampling, frames_per_chunk) if slots else None,
+        )
+
+    def prompt_length(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> int:
+        """Tokens of a conversation without those of its images and videos: their frames are not counted here."""
+        rendered = prompts.encode_messages(
+            prompts.check_messages(messages),
+            self.tokenizer,
+            self._template(None),
+            num_begin_tokens=self.num_begin_tokens,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return len(rendered.ids) - sum(rendered.media_mask)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model reads."""
+        return ["input_ids", "attention_mask", "answer_mask", "pixel_values"]
+
+    @classmethod
+    def from_args_and_dict(cls, args: Sequence[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Make a processor from what was saved.
+
+        Raises:
+            ValueError: the file has a key that a processor does not have.
+        """
+        known = {*cls.__init__.__code__.co_varnames, "processor_class", "auto_map"}
+        if unknown := sorted(set(processor_dict) - known):
+            raise ValueError(
+                f"processor_config.json has the unknown keys {', '.join(unknown)}. Was it made for another model "
+                "or by a newer version?"
+            )
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    def _template(self, template: str | None) -> str:
+        chosen = template or self.chat_template
+        if not isinstance(chosen, str):
+            raise ValueError(f"The processor has no chat template. Make it with one of: {', '.join(TEMPLATES)}.")
+        return chosen
+
+    def _frame_views(self, image: Image.Image) -> Tensor:
+        """One frame of a video: [V, 3, S, S]."""
+        if self.frame_resize == "nearest":
+            image = nearest_square(image, self.image_size)
+        return make_views(image, self._views)
+
+    def _slot_chunks(self, slot: Slot, index: int, sampling: FrameSampling, size: int) -> Iterator[FrameChunk]:
+        """The frames of one image or video. Files that are not there are noticed at once."""
+        if slot.kind == "image":
+            pixels = make_views(to_rgb(slot.source, max_pixels=self.max_pixels), self._views)[None]  # [1, V, 3, S, S]
+            return iter([FrameChunk(pixel_values=pixels, slot=index)])
+        frames = frames_of(slot.source, sampling, max_pixels=self.max_pixels)
+        ready = ((self._frame_views(frame.image), frame.time) for frame in frames)
+        return (
+            FrameChunk(
+                pixel_values=torch.stack([views for views, _ in chunk]),  # [F, V, 3, S, S]
+                slot=index,
+                times=tuple(time for _, time in chunk if time is not None),
+            )
+            for chunk in chunks(ready, size)
+        )
+
+    def _stream_chunks(self, slots: Sequence[Slot], sampling: FrameSampling, size: int) -> Iterator[FrameChunk]:
+        for index, slot in enumerate(slots):
+            yield from self._slot_chunks(slot, index, sampling, size)
+
+    def _assemble(
+        self,
+        rendered: Sequence[Prompt],
+        slots: Sequence[Sequence[Slot]],
+        options: ProcessingOptions,
+        return_tensors: str | None,
+    ) -> BatchFeature:
+        """Read all media and put the batch together."""
+        read = [
+            [list(self._slot_chunks(slot, 0, options.sampling, FRAMES_PER_CHUNK)) for slot in prompt_slots]
+            for prompt_slots in slots
+        ]
+        counts = [[sum(len(chunk.pixel_values) for chunk in medium) for medium in media] for media in read]
+        wide = [
+            _widened(one, [count * self.tokens_per_frame for count in frames], self.image_token_id)
+            for one, frames in zip(rendered, counts, strict=True)
+        ]
+        data = self._pad([one.ids for one in wide], [one.answer_mask for one in wide], options, return_tensors)
+        pixels = [chunk.pixel_values for media in read for medium in media for chunk in medium]
+        if pixels:
+            data["pixel_values"] = torch.cat(pixels)  # [F, V, 3, S, S]
+        if options.return_metadata:
+            data["video_metadata"] = [
+                [
+                    {"num_frames": count, "times": [time for chunk in medium for time in chunk.times]}
+                    for slot, medium, count in zip(prompt_slots, media, frames, strict=True)
+                    if slot.kind == "video"
+                ]
+                for prompt_slots, media, frames in zip(slots, read, counts, strict=True)
+            ]
+        return BatchFeature(data)
+
+    def _pad(
+        self,
+        ids: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[bool]],
+        options: ProcessingOptions,
+        return_tensors: str | None,
+    ) -> dict[str, Any]:
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors is 'pt' or None, got {return_tensors!r}. The model reads torch tensors.")
+        longest = max(len(row) for row in ids)
+        padding = len(ids) > 1 and return_tensors == "pt" if options.padding is None else options.padding
+        if options.max_length is not None and longest > options.max_length:
+            raise ValueError(
+                f"A prompt has {longest} tokens, more than max_length={options.max_length}. Prompts are not cut: "
+                "shorten the text, or take fewer frames."
+            )
+        width = options.max_length if padding == "max_length" else longest if padding else None
+        if return_tensors == "pt" and not padding and len({len(row) for row in ids}) > 1:
+            raise ValueError("Prompts of different lengths do not make a tensor without padding. Give padding=True.")
+        pad_id = self.tokenizer.pad_token_id
+        pad_id = pad_id if pad_id is not None else self.tokenizer.eos_token_id or 0
+        left = options.padding_side == "left"
+
+        def padded(row: Sequence[int], value: int) -> list[int]:
+            fill = [value] * max((width or 0) - len(row), 0)
+            return [*fill, *row] if left else [*row, *fill]
+
+        data = {
+            "input_ids": [padded(row, pad_id) for row in ids],
+            "attention_mask": [padded([1] * len(row), 0) for row in ids],
+            "answer_mask": [padded([int(answer) for answer in row], 0) for row in answers],
+        }
+        if options.return_labels:
+            labels = [
+                [token if answer else -100 for token, answer in zip(row, answered, strict=True)]
+                for row, answered in zip(ids, answers, strict=True)
+            ]
+            data["labels"] = [padded(row, -100) for row in labels]
+        return {name: torch.tensor(rows) for name, rows in data.items()} if return_tensors == "pt" else dict(data)
+
+
+def _batch(conversation: Any) -> tuple[list[Any], bool]:
+    """Conversations, and whether several were given."""
+    if isinstance(conversation, Sequence) and conversation and not isinstance(conversation[0], Mapping | str):
+        return list(conversation), True
+    return [conversation], False
+
+
+def _widened(prompt: Prompt, counts: Sequence[int], image_token_id: int) -> Prompt:
+    """The prompt with as many image tokens at each medium as it takes."""
+    remaining = iter(counts)
+    widths = [next(remaining) if medium else 1 for medium in prompt.media_mask]
+
+    def widen(row: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(itertools.chain.from_iterable([value] * width for value, width in zip(row, widths, strict=True)))
+
+    ids = [image_token_id if medium else token for token, medium in zip(prompt.ids, prompt.media_mask, strict=True)]
+    return Prompt(
+        ids=widen(ids), media_mask=widen(prompt.media_mask), answer_mask=widen(prompt.answer_mask), kinds=prompt.kinds
+    )

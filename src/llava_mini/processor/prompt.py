@@ -1,0 +1,368 @@
+"""Words: messages become ids, and what each id is becomes a mask.
+
+One function, ``encode_messages``, renders a prompt: the chat template is applied once and its text
+is tokenised once. What a user typed is text: a control token or ``<image>`` in it is encoded as the
+characters it is made of. Pictures come from parts of type image and video alone.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+Kind = Literal["image", "video"]
+
+MARKS: dict[Kind, str] = {"image": "<image>", "video": "<video>"}
+"""What stands for a medium in a rendered prompt."""
+
+ROLES = ("system", "user", "assistant")
+PART_TYPES = ("text", "image", "video", "image_url")
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """The place of a medium in a prompt."""
+
+    kind: Kind
+    source: Any
+    """What is to be seen there. None: given apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt in ids, with one id for each medium. All three have length T."""
+
+    ids: tuple[int, ...]
+    """The id at a medium is 0 and means nothing."""
+    media_mask: tuple[bool, ...]
+    """True at media."""
+    answer_mask: tuple[bool, ...]
+    """True at what the assistant wrote, its end token included."""
+    kinds: tuple[Kind, ...]
+    """Of the media, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedMessages:
+    """A conversation that can be rendered."""
+
+    messages: tuple[dict[str, Any], ...]
+    """Role and parts; each part has a known type and a value."""
+    slots: tuple[Slot, ...]
+    """The media in order."""
+
+    @cached_property
+    def texts(self) -> str:
+        """Everything that was typed."""
+        return "".join(
+            part["text"] for message in self.messages for part in message["content"] if part["type"] == "text"
+        )
+
+
+def check_messages(conversation: Sequence[Message]) -> CheckedMessages:
+    """Check a conversation in the chat format of transformers.
+
+    Raises:
+        ValueError: an unknown role or part, missing content, or a question without words.
+    """
+    if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence) or not conversation:
+        raise ValueError(
+            "A conversation is a list of messages such as {'role': 'user', 'content': [{'type': 'text', 'text': ...}]}; "
+            f"got {type(conversation).__name__ if conversation else 'an empty one'}."
+        )
+    messages = [_check_message(message) for message in conversation]
+    parts = [part for message in messages for part in message["content"]]
+    slots = [Slot(kind=part["type"], source=part["source"]) for part in parts if part["type"] != "text"]
+    return CheckedMessages(messages=tuple(messages), slots=tuple(slots))
+
+
+def _check_message(message: Message) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"A message is a dictionary with role and content; got {type(message).__name__}.")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"A message has the role {role!r}; the roles are {', '.join(ROLES)}.")
+    if content is None:
+        raise ValueError(f"A message of the {role} has no content. Give a string or a list of parts.")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if isinstance(content, Mapping) or not isinstance(content, Sequence):
+        raise ValueError(f"The content of a message is a string or a list of parts; got {type(content).__name__}.")
+    parts = [_check_part(part) for part in content]
+    if role != "user" and any(part["type"] != "text" for part in parts):
+        raise ValueError(f"A message of the {role} holds an image or a video. Put it into a message of the user.")
+    if role == "user" and not parts:
+        raise ValueError("A message of the user is empty. Give a question.")
+    return {"role": role, "content": parts}
+
+
+def _check_part(part: Any) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in PART_TYPES:
+        raise ValueError(
+            f"A message holds a part of type {kind!r}; the types are {', '.join(PART_TYPES)}. Write parts as "
+            "{'type': 'image', 'image': ...}."
+        )
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"A text part holds {type(part.get('text')).__name__} instead of a string under 'text'.")
+        return {"type": "text", "text": part["text"]}
+    keys = {"image": ("image", "url", "path"), "video": ("video", "url", "path"), "image_url": ("image_url",)}[kind]
+    unknown = set(part) - {"type", *keys}
+    if unknown:
+        raise ValueError(f"A part of type {kind} has the unknown key {min(unknown)!r}; it can have {', '.join(keys)}.")
+    given = [part[key] for key in keys if part.get(key) is not None]
+    if len(given) > 1:
+        raise ValueError(f"A part of type {kind} names {len(given)} sources. Give one of {', '.join(keys)}.")
+    source = given[0] if given else None
+    if kind == "image_url":
+        kind, source = "image", source.get("url") if isinstance(source, Mapping) else source
+    return {"type": kind, "source": source}
+
+
+def require_question(conversation: CheckedMessages) -> None:
+    """Refuse to answer a question without words.
+
+    Raises:
+        ValueError: the last message is the user's and holds no text.
+    """
+    last = conversation.messages[-1]
+    words = "".join(part["text"] for part in last["content"] if part["type"] == "text")
+    if last["role"] == "user" and not words.strip():
+        raise ValueError("The question is empty. Ask something about the image or video in a text part.")
+
+
+def render(
+    conversation: CheckedMessages,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool = False,
+    guard: str = "",
+) -> tuple[str, list[tuple[int, int]]]:
+    """Apply the chat template.
+
+    Args:
+        conversation: the messages.
+        tokenizer: its control tokens are known to the template, and looked for in the text.
+        template: in Jinja; sees messages whose content is a string, with a mark for each medium.
+        add_generation_prompt: whether the header of an answer follows.
+        continue_final_message: whether the last message goes on, without its end.
+        guard: a character that is put before and after control tokens and marks that were typed.
+
+    Returns:
+        The text, and where in it answers begin and end.
+    """
+    typed = _control_strings(tokenizer)
+    messages = [
+        {"role": message["role"], "content": _layout(message["content"], typed, guard)}
+        for message in conversation.messages
+    ]
+    answers = any(message["role"] == "assistant" for message in messages)
+    if answers and not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        raise ValueError(
+            "The chat template does not say where answers are. Put {% generation %} and {% endgeneration %} around the "
+            "assistant's text in it, or use one of the templates of llava_mini."
+        )
+    rendered, spans = render_jinja_template(
+        conversations=[messages],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        continue_final_message=continue_final_message,
+        add_generation_prompt=add_generation_prompt,
+        **tokenizer.special_tokens_map,
+    )
+    return rendered[0], [(start, min(end, len(rendered[0]))) for start, end in spans[0]] if answers else []
+
+
+def _control_strings(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Everything that would not be read as ordinary characters, longest first."""
+    strings = {*MARKS.values(), *tokenizer.get_added_vocab()}
+    return re.compile("|".join(re.escape(string) for string in sorted(strings, key=len, reverse=True)))
+
+
+def _layout(parts: Sequence[dict[str, Any]], typed: re.Pattern[str], guard: str) -> str:
+    """A message's content in one string: a mark for each medium, a newline between a medium and text after it."""
+    pieces: list[str] = []
+    for is_text, run in itertools.groupby(parts, key=lambda part: part["type"] == "text"):
+        if is_text:
+            text = "".join(part["text"] for part in run)
+            guarded = typed.sub(lambda match: f"{guard}{match[0]}{guard}", text)
+            pieces.append(f"\n{guarded}" if pieces else guarded)
+        else:
+            pieces += [MARKS[part["type"]] for part in run]
+    return "".join(pieces)
+
+
+def encode_messages(
+    conversation: CheckedMessages,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    *,
+    num_begin_tokens: int,
+    add_generation_prompt: bool,
+    continue_final_message: bool = False,
+) -> Prompt:
+    """Render a conversation and tokenise it.
+
+    Args:
+        conversation: the messages.
+        tokenizer: a fast one.
+        template: the chat template, in Jinja.
+        num_begin_tokens: how many begin-of-text tokens the prompt starts with.
+        add_generation_prompt: whether the header of an answer follows.
+        continue_final_message: whether the last message goes on, without its end.
+
+    Raises:
+        ValueError: the template does not show every medium, or does not mark answers.
+    """
+    guard = _unused_character(conversation.texts)
+    text, answers = render(
+        conversation,
+        tokenizer,
+        template,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        guard=guard,
+    )
+    prompt = encode_text(text, tokenizer, num_begin_tokens=num_begin_tokens, answers=answers, guard=guard)
+    if prompt.kinds != tuple(slot.kind for slot in conversation.slots):
+        raise ValueError(
+            f"The messages hold {len(conversation.slots)} images and videos, but the chat template shows "
+            f"{len(prompt.kinds)} of them. Does it drop a message, or write marks of its own?"
+        )
+    return prompt
+
+
+def _unused_character(text: str) -> str:
+    """A noncharacter of Unicode that does not occur in the text."""
+    planes = (chr(plane * 0x10000 + last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+    return next(character for character in planes if character not in text)
+
+
+def encode_text(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_begin_tokens: int | None,
+    answers: Sequence[tuple[int, int]] = (),
+    guard: str = "",
+) -> Prompt:
+    """Tokenise a prompt: each stretch between two media on its own, as the released code does.
+
+    Args:
+        text: with marks for media; control tokens are control tokens, unless guarded.
+        tokenizer: a fast one.
+        num_begin_tokens: how many begin-of-text tokens the prompt starts with, whatever the text
+            begins with. None: as many as the text has.
+        answers: where answers begin and end, in characters.
+        guard: the character around strings that were typed.
+    """
+    marks = {mark: kind for kind, mark in MARKS.items()}
+    found = re.split(f"({'|'.join(map(re.escape, marks))})", _hide_guarded(text, guard))
+    ids: list[int] = []
+    media: list[bool] = []
+    answered: list[bool] = []
+    kinds: list[Kind] = []
+    position = 0
+    for index, piece in enumerate(found):
+        piece = text[position : position + len(piece)]
+        if index % 2:
+            kinds.append(marks[piece])
+            ids, media, answered = [*ids, 0], [*media, True], [*answered, False]
+        else:
+            for token, start, end in _encode_stretch(piece, tokenizer, guard):
+                ids.append(token)
+                media.append(False)
+                answered.append(any(position + start < stop and position + end > begin for begin, stop in answers))
+        position += len(piece)
+    begin = tokenizer.bos_token_id
+    if num_begin_tokens is not None and isinstance(begin, int):
+        num_found = next((i for i, token in enumerate(ids) if token != begin or media[i]), len(ids))
+        ids = [begin] * num_begin_tokens + ids[num_found:]
+        media = [False] * num_begin_tokens + media[num_found:]
+        answered = [False] * num_begin_tokens + answered[num_found:]
+    return Prompt(ids=tuple(ids), media_mask=tuple(media), answer_mask=tuple(answered), kinds=tuple(kinds))
+
+
+def _hide_guarded(text: str, guard: str) -> str:
+    """The text with guarded strings blanked, in the same length."""
+    if not guard:
+        return text
+    return re.sub(f"{guard}[^{guard}]*{guard}", lambda match: " " * len(match[0]), text)
+
+
+Token = tuple[int, int, int]
+"""Id, and where its characters begin and end."""
+
+
+def _encode_stretch(text: str, tokenizer: PreTrainedTokenizerBase, guard: str) -> list[Token]:
+    """Tokenise text between two media; strings between guards as ordinary characters, without the guards."""
+    if not guard or guard not in text:
+        return _encode(text, tokenizer)
+    tokens: list[Token] = []
+    position = 0
+    for index, piece in enumerate(text.split(guard)):
+        if piece:
+            inner = (_encode_plain if index % 2 else _encode)(piece, tokenizer, after_text=bool(tokens))
+            tokens += [(token, position + start, position + end) for token, start, end in inner]
+        position += len(piece) + 1
+    return tokens
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, after_text: bool = False) -> list[Token]:
+    """Tokenise text whose control tokens are control tokens.
+
+    SentencePiece puts a space before every text; the fast tokenizer leaves it out when there is one already, so
+    that one is added here. ``after_text``: nothing is put before it, because other text goes before.
+    """
+    if not text:
+        return []
+    lead = ""
+    if after_text and _puts_space_first(tokenizer):
+        lead = "\n"
+    elif not after_text and text.startswith(" ") and _keeps_space_first(tokenizer):
+        lead = " "
+    encoded = tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    tokens = [
+        (token, start - len(lead), end - len(lead))
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+    return [token for token in tokens if token[2] > 0] if lead == "\n" else tokens
+
+
+def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase, *, after_text: bool) -> list[Token]:
+    """Tokenise text in which no control token counts. All tokens get the extent of the whole text."""
+    lead = "\n" if after_text and _puts_space_first(tokenizer) else ""
+    ids = _plain_ids(lead + text, tokenizer)[len(_plain_ids(lead, tokenizer)) :]
+    return [(token, 0, len(text)) for token in ids]
+
+
+def _plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    backend = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
+    words = backend.pre_tokenizer.pre_tokenize_str(normal) if backend.pre_tokenizer else [(normal, None)]
+    return [token.id for word, _ in words for token in backend.model.tokenize(word)]
+
+
+def _puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text gets a space in front that it would not get inside another."""
+    alone, newline, inside = (_ids(tokenizer, text) for text in ("a", "\n", "\na"))
+    return inside[len(newline) :] != alone
+
+
+def _keeps_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text gets a space in front unless it has one, so that the two cannot be told apart."""
+    return _ids(tokenizer, "a") == _ids(tokenizer, " a")
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

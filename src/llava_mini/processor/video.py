@@ -1,0 +1,409 @@
+"""Video as a stream of frames: at any moment one decoded frame is in memory, however long the film.
+
+A file is read twice. The first pass only lists its packets, which is cheap and exact where headers are
+wrong or silent: how many frames there are, when each is shown, which are key frames. The second
+decodes in one direction, skips ahead to key frames where that saves work, and stops after the last wanted frame.
+
+Which frames are taken follows the released rule where frames come at a constant rate
+(``choose_frames``); otherwise the same moments are looked up in the time stamps.
+"""
+
+import bisect
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+from PIL import Image
+from torch import Tensor
+
+from llava_mini.processor.image import MAX_PIXELS, ImageSource, check_pixels, existing_file, to_rgb
+
+VideoSource = str | Path | np.ndarray | Tensor | Sequence[ImageSource] | Iterator[ImageSource]
+"""A file, an array [F, H, W, 3] or [F, 3, H, W], a list of pictures, or an iterator of pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSampling:
+    """Which frames of a video are seen. At most one of the first three is given; none: one frame per second.
+
+    A list, an array or an iterator has no known rate: all its frames are seen, unless ``num_frames`` says otherwise.
+    """
+
+    num_frames: int | None = None
+    """As many frames, evenly spread. More than the video has: some are seen twice."""
+    fps: float | None = None
+    """Frames per second."""
+    all_frames: bool = False
+    """Every frame."""
+    max_frames: int | None = None
+    """Never more than this, evenly spread."""
+
+    def __post_init__(self) -> None:
+        if (self.num_frames is not None) + (self.fps is not None) + self.all_frames > 1:
+            raise ValueError("num_frames, fps and all_frames exclude one another. Give one of them.")
+        for name in ("num_frames", "max_frames"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 on.")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"fps is {self.fps!r}; it must be above 0.")
+
+    def count(self, total: int, seconds: float | None) -> int:
+        """How many of ``total`` frames that last ``seconds`` (None: not known) are seen; at least one."""
+        if self.all_frames or (seconds is None and self.num_frames is None and self.fps is None):
+            wanted = total
+        elif self.num_frames is not None:
+            wanted = self.num_frames
+        elif seconds is None:
+            raise ValueError(
+                f"fps={self.fps} was asked for, but a list of frames has no rate. Give num_frames, or a video file."
+            )
+        else:
+            wanted = max(int(seconds * (self.fps or 1)), 1)
+        return min(wanted, self.max_frames or wanted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One frame of a video."""
+
+    image: Image.Image
+    """RGB, upright."""
+    time: float | None
+    """When it is shown, in seconds from the start. None: not known."""
+
+
+def spread(total: int, wanted: int) -> list[int]:
+    """``wanted`` indices out of ``total``, in order: the middle of each of as many equal parts (released).
+
+    The ends of the parts are rounded to whole frames, halves to even. The last frame is hardly ever taken, and
+    ``wanted`` close to ``total`` repeats a frame.
+    """
+    ends = [round((total - 1) / wanted * part) for part in range(wanted + 1)]
+    return [(start + end) // 2 for start, end in itertools.pairwise(ends)]
+
+
+def choose_frames(total: int, average_fps: float, sampling: FrameSampling) -> list[int]:
+    """Indices of the frames that are seen of a video with a constant rate.
+
+    Args:
+        total: how many frames it has.
+        average_fps: frames per second.
+        sampling: what is wanted.
+    """
+    wanted = sampling.count(total, total / average_fps)
+    return list(range(total)) if sampling.all_frames and wanted == total else spread(total, wanted)
+
+
+def nearest_square(image: Image.Image, size: int) -> Image.Image:
+    """The released treatment of frames: S x S pixels by nearest neighbour, without regard to proportions."""
+    rows, columns = (_nearest_indices(side, size) for side in (image.height, image.width))
+    return Image.fromarray(np.asarray(image)[rows][:, columns])
+
+
+def _nearest_indices(length: int, size: int) -> np.ndarray:
+    ramp = torch.arange(length, dtype=torch.float32)[None, None]
+    return torch.nn.functional.interpolate(ramp, size=size, mode="nearest")[0, 0].long().numpy()
+
+
+def frames_of(source: VideoSource, sampling: FrameSampling, *, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
+    """The frames of a video, one after another, decoded as they are asked for.
+
+    A damaged video gives what comes before the damage, and a warning that says where that is.
+
+    Args:
+        source: the video.
+        sampling: which frames.
+        max_pixels: most pixels of a frame.
+
+    Raises:
+        ValueError: a file is missing or no video, has no picture or no frame; a list or an iterator is empty.
+    """
+    if isinstance(source, str | Path):
+        return _file_frames(existing_file(source, "video"), sampling, max_pixels)
+    if isinstance(source, np.ndarray | Tensor):
+        return _listed_frames(_array_frames(source), sampling, max_pixels)
+    if isinstance(source, Iterator):
+        return _iterated_frames(source, sampling, max_pixels)
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        return _listed_frames(source, sampling, max_pixels)
+    raise ValueError(
+        f"A {type(source).__name__} is not a video. Give a path, an array [F, H, W, 3], a list of frames or an "
+        "iterator of frames."
+    )
+
+
+def kind_of_file(path: str | Path) -> str:
+    """``"image"`` or ``"video"``, by looking into the file. An animated GIF is a video here.
+
+    Raises:
+        ValueError: the file is missing, or it is neither.
+    """
+    path = existing_file(path, "image")
+    try:
+        with Image.open(path) as image:
+            return "video" if getattr(image, "is_animated", False) else "image"
+    except Image.DecompressionBombError:
+        return "image"
+    except (OSError, SyntaxError):
+        with _open(path):
+            return "video"
+
+
+def _array_frames(array: np.ndarray | Tensor) -> Sequence[ImageSource]:
+    if array.ndim != 4:
+        raise ValueError(
+            f"An array of shape {tuple(array.shape)} is not a video. Give [F, H, W, 3] or [F, 3, H, W]; an array with "
+            "3 dimensions is an image."
+        )
+    return array  # pyright: ignore[reportReturnType]  # indexing gives frames
+
+
+def _listed_frames(frames: Sequence[ImageSource], sampling: FrameSampling, max_pixels: int) -> Iterator[Frame]:
+    total = len(frames)
+    if total == 0:
+        raise ValueError("The video has 0 frames: the list or array is empty. Give at least one frame.")
+    wanted = sampling.count(total, None)
+    indices = spread(total, wanted) if sampling.num_frames or wanted < total else range(total)
+    return (Frame(image=to_rgb(frames[index], max_pixels=max_pixels), time=None) for index in indices)
+
+
+def _iterated_frames(frames: Iterator[ImageSource], sampling: FrameSampling, max_pixels: int) -> Iterator[Frame]:
+    if sampling.num_frames is not None or sampling.fps is not None:
+        raise ValueError(
+            "num_frames or fps was asked for, but an iterator of frames has neither a length nor a rate. Let it "
+            "yield the frames that are to be seen."
+        )
+    empty = True
+    for image in itertools.islice(frames, sampling.max_frames):
+        empty = False
+        yield Frame(image=to_rgb(image, max_pixels=max_pixels), time=None)
+    if empty:
+        raise ValueError(
+            "The iterator of frames is empty. Was it used before? Give one that yields at least one frame."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FrameTable:
+    """What the packets of a file say. All in the order in which frames are shown."""
+
+    times: list[int]
+    """Time stamps in units of ``time_base``. Empty if the file has none."""
+    key_times: list[int]
+    """Those of key frames."""
+    total: int
+    time_base: Fraction
+    fps: float | None
+    """Frames per second if they come at a constant rate."""
+    damage: str
+    """Why the file ends early; empty if it does not."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the video lasts."""
+        if not self.times:
+            return self.total / self.fps if self.fps else float(self.total)
+        span = self.times[-1] - self.times[0]
+        last = span / (self.total - 1) if self.total > 1 else 0
+        return float((span + last) * self.time_base)
+
+    def choose(self, sampling: FrameSampling) -> list[int]:
+        if self.fps:
+            return choose_frames(self.total, self.fps, sampling)
+        wanted = sampling.count(self.total, self.seconds)
+        if (sampling.all_frames and wanted == self.total) or not self.times:
+            return list(range(self.total)) if wanted == self.total else spread(self.total, wanted)
+        part = (self.times[-1] - self.times[0]) * self.total / max(self.total - 1, 1) / wanted
+        moments = [self.times[0] + (index + 0.5) * part for index in range(wanted)]
+        return [bisect.bisect_right(self.times, moment) - 1 for moment in moments]
+
+
+def _open(path: Path) -> InputContainer:
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, ValueError) as error:
+        raise ValueError(
+            f"The file {str(path)!r} is neither an image nor a video that can be read ({_reason(error)}). Is it "
+            "damaged?"
+        ) from error
+    try:
+        _picture_stream(container, path)
+    except ValueError:
+        container.close()
+        raise
+    return container
+
+
+def _picture_stream(container: InputContainer, path: Path) -> VideoStream:
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        kind = "sound" if container.streams.audio else "no pictures"
+        raise ValueError(
+            f"The file {str(path)!r} has {kind} but no video. Give a file with pictures.".replace("no pictures but", "")
+        )
+    return streams[0]
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip().rstrip(".")
+
+
+def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
+    packets: list[tuple[int | None, bool]] = []
+    damage = ""
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                packets.append((packet.pts, packet.is_keyframe))
+    except (av.FFmpegError, OSError) as error:
+        damage = _reason(error)
+    declared = stream.frames
+    if not damage and declared > len(packets) + 1:
+        damage = f"{declared} frames are declared, {len(packets)} are there"
+    time_base = stream.time_base or Fraction(1)
+    times = sorted(pts for pts, _ in packets if pts is not None)
+    complete = len(times) == len(packets) and len(set(times)) == len(times)
+    return _FrameTable(
+        times=times if complete else [],
+        key_times=sorted(pts for pts, key in packets if key and pts is not None) if complete else [],
+        total=len(packets),
+        time_base=time_base,
+        fps=_constant_rate(times if complete else [], time_base, stream),
+        damage=damage,
+    )
+
+
+def _constant_rate(times: list[int], time_base: Fraction, stream: VideoStream) -> float | None:
+    """Frames per second, or None if the time stamps are not evenly spaced, to half a frame."""
+    declared = float(stream.average_rate) if stream.average_rate else None
+    if len(times) < 2:
+        return declared
+    step = (times[-1] - times[0]) / (len(times) - 1)
+    if any(abs(time - times[0] - index * step) > max(step / 2, 1) for index, time in enumerate(times)):
+        return None
+    measured = float(1 / (step * time_base))
+    close = declared is not None and abs(declared - measured) < 0.01 * measured
+    return declared if close else measured
+
+
+def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterator[Frame]:
+    with _open(path) as container:
+        stream = _picture_stream(container, path)
+        if stream.width and stream.height:
+            check_pixels(stream.width, stream.height, f"A frame of {str(path)!r}", max_pixels)
+        table = _list_frames(container, stream)
+    if table.total == 0:
+        raise ValueError(f"The video {str(path)!r} has 0 frames. Is it cut short?")
+    wanted = table.choose(sampling)
+    shown = 0
+    with _open(path) as container:
+        stream = _picture_stream(container, path)
+        stream.thread_type = "AUTO"
+        decoder = _Decoder(container, stream, table)
+        for index, repeats in itertools.groupby(wanted):
+            frame = decoder.frame(index)
+            if frame is None:
+                break
+            check_pixels(frame.width, frame.height, f"A frame of {str(path)!r}", max_pixels)
+            picture = Frame(image=_upright(frame), time=decoder.seconds(index))
+            for _ in repeats:
+                shown += 1
+                yield picture
+    damage = decoder.damage or table.damage
+    if damage and shown:
+        warnings.warn(
+            f"The video {str(path)!r} is damaged after {decoder.reached:.2f} s ({damage}): {shown} frames before that "
+            "are seen.",
+            stacklevel=2,
+        )
+    if not shown:
+        raise ValueError(f"No frame of the video {str(path)!r} can be decoded ({damage or 'no data'}). Is it damaged?")
+
+
+class _Decoder:
+    """Decodes forwards; asked for frames in rising order."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, table: _FrameTable) -> None:
+        self.container, self.stream, self.table = container, stream, table
+        self.damage = ""
+        self.reached = 0.0
+        self._frames = self._decode()
+        self._position = -1
+        self._last: av.VideoFrame | None = None
+
+    def frame(self, index: int) -> av.VideoFrame | None:
+        """The frame with this number, or None if the video is damaged before it."""
+        self._skip_to_key_frame_before(index)
+        while self._position < index:
+            frame = next(self._frames, None)
+            if frame is None:
+                if not self.damage and index < self.table.total:
+                    self.damage = self.table.damage
+                return None
+            self._position = self._number(frame)
+            self.reached = self.seconds(min(self._position, self.table.total - 1))
+            self._last = frame
+        return self._last
+
+    def seconds(self, index: int) -> float:
+        """When frame ``index`` is shown."""
+        times = self.table.times
+        if times:
+            return float((times[index] - times[0]) * self.table.time_base)
+        return index / self.table.fps if self.table.fps else float(index)
+
+    def _number(self, frame: av.VideoFrame) -> int:
+        times = self.table.times
+        if times and frame.pts is not None:
+            return max(bisect.bisect_right(times, frame.pts) - 1, 0)
+        return self._position + 1
+
+    def _skip_to_key_frame_before(self, index: int) -> None:
+        """Jump forwards if a key frame lies between the frame decoded last and the wanted one."""
+        times, keys = self.table.times, self.table.key_times
+        if not times or index - self._position < _WORTH_A_JUMP:
+            return
+        key = bisect.bisect_right(keys, times[index]) - 1
+        if key < 0 or bisect.bisect_left(times, keys[key]) <= self._position + 1:
+            return
+        try:
+            self.container.seek(keys[key], stream=self.stream)
+        except (av.FFmpegError, OSError):
+            return
+        self._frames = self._decode()
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        try:
+            yield from self.container.decode(self.stream)
+        except (av.FFmpegError, OSError) as error:
+            self.damage = _reason(error)
+
+
+_WORTH_A_JUMP = 8
+"""Fewest frames between two wanted ones for which a jump to a key frame is tried."""
+
+
+def _upright(frame: av.VideoFrame) -> Image.Image:
+    """The frame as RGB, turned as its display matrix says."""
+    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+    turn = turns.get(round(frame.rotation) % 360)
+    return image if turn is None else image.transpose(turn)
+
+
+def chunks(frames: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most ``size`` frames."""
+    frames = iter(frames)
+    while chunk := list(itertools.islice(frames, size)):
+        yield chunk
