@@ -1,0 +1,251 @@
+"""What each command of ``llava-mini`` runs: the parts of this package, put together and printed.
+
+Answers and tables go to stdout; progress, statistics, warnings and errors to stderr.
+"""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import transformers
+from tqdm import tqdm
+
+from llava_mini.checkpoint.locate import EMBEDDED
+from llava_mini.config import PRESETS, LlavaMiniConfig
+from llava_mini.inference.answer import AnswerStream
+from llava_mini.inference.conversation import Conversation
+from llava_mini.inference.engine import AnswerSettings, Engine
+from llava_mini.inference.loading import read_config
+from llava_mini.model import cost
+
+CHAT_HELP = """\
+/add FILE   show one more image or video with the next question
+/reset      forget what was said and begin again with the first files
+/help       this list
+/quit       end (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which model, and where it runs; as in ``Engine.load``."""
+
+    model: str
+    device: str | None
+    dtype: str | None
+    quantization: str | None
+
+    def engine(self) -> Engine:
+        """Load it."""
+        return Engine.load(self.model, self.device, self.dtype, self.quantization)
+
+
+def prepare_terminal() -> None:
+    """Keep the libraries' notices, meant for their developers, off the terminal, and tell our warnings in one line."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", category=UserWarning, module="llava_mini")
+    warnings.showwarning = lambda message, *_, **__: print(f"llava-mini: warning: {message}", file=sys.stderr)
+
+
+def ask(question: str, media: Sequence[Path], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
+    """Print the answer to one question while it is made.
+
+    Raises:
+        ValueError: there is nothing to ask about, or nothing is asked.
+    """
+    if not media:
+        raise ValueError("There is no image or video to ask about. Give one or more files after the question.")
+    counter = _FrameCounter()
+    stream = loading.engine().stream(
+        question,
+        media,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        num_frames=settings.num_frames,
+        fps=settings.fps,
+        all_frames=settings.all_frames,
+        progress=counter,
+    )
+    _print_answer(stream, counter)
+    if stats:
+        print(stream.stats, file=sys.stderr)
+
+
+def chat(media: Sequence[Path], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
+    """Talk until the input ends: lines from a terminal or a pipe, answers as they are made."""
+    counter = _FrameCounter()
+    conversation = loading.engine().chat(media, settings, counter)
+    for line in _typed_lines():
+        if line == "/quit":
+            return
+        if line.startswith("/"):
+            _obey(conversation, line)
+        elif line:
+            _say(conversation, line, counter)
+            if stats:
+                print(conversation.stats, file=sys.stderr)
+
+
+def convert(
+    source: str,
+    destination: Path,
+    *,
+    base: str | None,
+    vision_tower: str | None,
+    reducer: str | None,
+    reducer_grid: int,
+    prefusion_num_layers: int | None,
+) -> None:
+    """Rewrite a model in our layout; as in ``checkpoint.convert``."""
+    from llava_mini.checkpoint.convert import convert
+
+    made = convert(
+        source,
+        destination,
+        base=base,
+        vision_tower=vision_tower,
+        reducer=reducer,
+        reducer_grid=reducer_grid,
+        prefusion_num_layers=prefusion_num_layers,
+    )
+    print(made)
+
+
+def export(model: str, destination: Path) -> None:
+    """Write a plain language model and a front end; as in ``checkpoint.export``."""
+    from llava_mini.checkpoint.export import export
+
+    print(export(model, destination))
+
+
+def train_tiny(output: Path, *, smoke: bool, minutes: float | None, resume: bool) -> None:
+    """Train the embedded model; as in ``recipes.tiny``."""
+    from llava_mini.recipes.tiny import train_tiny
+
+    print(train_tiny(output, smoke=smoke, minutes=minutes, resume=resume))
+
+
+def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:
+    """Print a model's parts and what a prompt costs, from its configuration.
+
+    Raises:
+        ValueError: there is no such model or preset; the message lists the known ones.
+    """
+    config = _config_of(model)
+    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    print(
+        f"{model}: {config.tokens_per_frame} of {config.patches_per_frame} vision tokens per frame "
+        f"({config.reducer}), {config.prefusion_num_layers} pre-fusion layers, {config.views_per_frame} x "
+        f"{config.vision.image_size} px, {config.text.model_type} with {config.text.max_position_embeddings} "
+        "positions\n"
+    )
+    prompt = {"num_frames": num_frames, "num_text_tokens": num_text_tokens}
+    counts, operations = cost.parameters(config), cost.flops(config, **prompt)
+    weights = cost.weight_bytes(config, dtype)
+    print(f"{'part':<16}{'parameters':>18}{dtype + ' weights':>20}{'operations':>14}")
+    for part, count in {**counts.as_dict(), "total": counts.total}.items():
+        size, work = getattr(weights, part), getattr(operations, part)
+        print(f"{part:<16}{count:>18,}{_scaled(size, 'B'):>20}{_scaled(work, 'FLOP'):>14}")
+    print(
+        f"\nOperations: {num_frames} frame(s) and {num_text_tokens} text tokens, up to the first token of the answer.\n"
+        f"Paper's counting: {_scaled(cost.paper_flops(config, **prompt).total, 'FLOP')}.\n"
+        f"Keys and values: {_scaled(cost.keys_values_bytes_per_token(config, dtype), 'B')} for each token; "
+        f"{_scaled(cost.prefusion_bytes_per_frame(config, dtype), 'B')} in pre-fusion for each frame."
+    )
+
+
+def _config_of(model: str) -> LlavaMiniConfig:
+    if model in PRESETS and model not in EMBEDDED:
+        return PRESETS[model]()
+    try:
+        return read_config(model)
+    except ValueError as error:
+        raise ValueError(f"{error} The presets are: {', '.join(PRESETS)}.") from error
+
+
+def _scaled(number: int, unit: str) -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}{unit}"
+    return f"{number} {unit}"
+
+
+class _FrameCounter:
+    """Shows the frames read so far, on stderr if it is a terminal and it takes a while."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[NoReturn] | None = None
+
+    def __call__(self, num_frames: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(desc="reading", unit=" frames", delay=1, leave=False, disable=None, file=sys.stderr)
+        self._bar.update(num_frames - self._bar.n)
+
+    def clear(self) -> None:
+        """Take it away; the next answer begins a new one."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _print_answer(stream: AnswerStream, counter: _FrameCounter) -> None:
+    try:
+        with stream:
+            for piece in stream:
+                counter.clear()
+                print(piece, end="", flush=True)
+        print(flush=True)
+    finally:
+        counter.clear()
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from stdin without blanks around them; a terminal is prompted, and Ctrl-C there begins a new line."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
+        print("Ask something; /help lists what else can be typed.")
+    while True:
+        try:
+            yield input("> " if is_terminal else "").strip()
+        except EOFError:
+            if is_terminal:
+                print()
+            return
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print("\n(/quit or Ctrl-D ends)")
+
+
+def _say(conversation: Conversation, text: str, counter: _FrameCounter) -> None:
+    """One turn. Ctrl-C stops the answer, an error the turn, and neither the conversation."""
+    try:
+        _print_answer(conversation.say(text), counter)
+    except KeyboardInterrupt:
+        print("\n(stopped)")
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"llava-mini: {error}", file=sys.stderr)
+
+
+def _obey(conversation: Conversation, line: str) -> None:
+    command, _, argument = line.partition(" ")
+    if command == "/help":
+        print(CHAT_HELP)
+    elif command == "/reset":
+        conversation.reset()
+    elif command == "/add" and argument:
+        try:
+            conversation.add(Path(argument.strip()).expanduser())
+        except (ValueError, OSError) as error:
+            print(f"llava-mini: {error}", file=sys.stderr)
+    else:
+        print(f"llava-mini: {line!r} is not something that can be typed here.\n{CHAT_HELP}", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""A model's name to a model and its processor on a device, if they fit there."""
+
+from pathlib import Path
+
+import torch
+
+from llava_mini.checkpoint.locate import EMBEDDED, locate
+from llava_mini.config import LlavaMiniConfig
+from llava_mini.inference.devices import choose_device, choose_dtype
+from llava_mini.inference.memory import available_memory, check_memory, fitting_frames, memory_need, meta_model
+from llava_mini.inference.quantization import quantization_config
+from llava_mini.model.cost import parameters
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.processor.processor import LlavaMiniProcessor
+
+
+def read_config(name: str) -> LlavaMiniConfig:
+    """The configuration of a model, without its weights; from the hub only this file is fetched.
+
+    Raises:
+        ValueError: there is no such model, or its folder holds no configuration.
+    """
+    is_here = name in EMBEDDED or Path(name).expanduser().exists()
+    try:
+        fields, _ = LlavaMiniConfig.get_config_dict(locate(name) if is_here else name)
+    except OSError as error:
+        folder = locate(name)  # says what to do where there is no such name, or no network
+        raise ValueError(f"{str(folder)!r} holds no config.json. Is it the folder of a model?") from error
+    if fields.get("model_type") != LlavaMiniConfig.model_type:
+        raise ValueError(
+            f"The model {name!r} is of type {fields.get('model_type')!r}, not a LLaVA-Mini. LLaVA-1.5 and adapters are "
+            "turned into one by llava-mini convert."
+        )
+    return LlavaMiniConfig.from_dict(fields)
+
+
+def load(
+    name: str, device: str | None, dtype: str | None, quantization: str | None
+) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+    """Load a model and its processor; the arguments are those of ``Engine.load``.
+
+    Raises:
+        ValueError: no such model, device or number format; weights that do not fit the configuration; or not enough
+            memory.
+    """
+    place = choose_device(device)
+    quantized = None if quantization is None else quantization_config(quantization, place)
+    config = read_config(name)
+    number_format = choose_dtype(dtype, place, parameters(config).total)
+
+    empty, available = meta_model(config), available_memory(place)
+    choice = f"{place} in {str(number_format).removeprefix('torch.')}{f', {quantization}' if quantization else ''}"
+    others = {
+        "dtype bfloat16": memory_need(empty, torch.bfloat16),
+        "quantization int8": memory_need(empty, torch.bfloat16, "int8"),
+    }
+    check_memory(name, memory_need(empty, number_format, quantization), available, choice, others)
+
+    folder = locate(name)
+    processor = LlavaMiniProcessor.from_pretrained(folder)
+    if quantized is None:
+        model = LlavaMiniForConditionalGeneration.from_pretrained(folder, dtype=number_format)
+        model.to(place)  # pyright: ignore[reportArgumentType]
+    else:
+        model = LlavaMiniForConditionalGeneration.from_pretrained(
+            folder, dtype=number_format, quantization_config=quantized, device_map={"": place}
+        )
+    model.frames_per_pass = fitting_frames(empty, number_format, quantization, available)
+    return model, processor

@@ -1,0 +1,94 @@
+"""What an answer took: tokens, frames, and seconds by part."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import torch
+
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+
+Part = Literal["media", "vision", "reduction", "prefusion", "prefill", "generation"]
+Result = TypeVar("Result")
+
+PARTS: dict[Part, str] = {
+    "media": "media decode",
+    "vision": "vision",
+    "reduction": "reduction",
+    "prefusion": "pre-fusion",
+    "prefill": "prefill",
+    "generation": "generation",
+}
+"""The parts of an answer in their order, with the names that people read."""
+
+_METHODS: dict[str, Part] = {"encode_frames": "vision", "reduce_frames": "reduction", "read": "prefusion"}
+"""What a model calls for each part on the way from pixels to a fused prompt."""
+
+
+@dataclass(kw_only=True)
+class Stats:
+    """Counts and times of one answer. They grow while the answer does."""
+
+    text_tokens: int = 0
+    """Tokens of the prompt that are words: system prompt, earlier turns and question."""
+    vision_tokens: int = 0
+    """Tokens of the prompt that are frames."""
+    frames: int = 0
+    """Images and video frames."""
+    answer_tokens: int = 0
+    """Tokens of the answer, with the one that ends it."""
+    finish_reason: Literal["", "stop", "length"] = ""
+    """``stop``: the model ended the answer; ``length``: ``max_tokens`` did. Empty: unfinished."""
+    seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    """Seconds by part. ``prefill`` lasts to the first token of the answer, ``generation`` from there."""
+
+    def __str__(self) -> str:
+        prompt = f"{self.text_tokens} text + {self.vision_tokens} vision tokens, {self.frames} frames"
+        parts = ", ".join(f"{label} {self.seconds[part]:.2f}" for part, label in PARTS.items())
+        return f"prompt: {prompt}; answer: {self.answer_tokens} tokens; seconds: {parts}"
+
+
+class Clock:
+    """Adds up the seconds of the parts of one answer."""
+
+    def __init__(self, seconds: dict[Part, float], device: torch.device) -> None:
+        self.seconds = seconds
+        self.device = device
+
+    def start(self) -> float:
+        """The time now, once the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    def add(self, part: Part, since: float) -> None:
+        """Count the time since ``since`` to ``part``."""
+        self.seconds[part] += self.start() - since
+
+    def timed(self, part: Part, call: Callable[..., Result]) -> Callable[..., Result]:
+        """``call``, with its time counted to ``part`` and its result as it is."""
+
+        def run(*args: object, **kwargs: object) -> Result:
+            since = self.start()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.add(part, since)
+
+        return run
+
+
+@contextmanager
+def timed_parts(model: LlavaMiniForConditionalGeneration, clock: Clock) -> Iterator[None]:
+    """Count the time of the model's vision, reduction and pre-fusion while the context lasts."""
+    for name, part in _METHODS.items():
+        setattr(model, name, clock.timed(part, getattr(model, name)))
+    try:
+        yield
+    finally:
+        for name in _METHODS:
+            delattr(model, name)

@@ -1,0 +1,112 @@
+"""From a fused prompt to the ids of its answer, by transformers' own ``generate``.
+
+``generate`` runs in a thread of its own, so that each token is at hand as soon as it is chosen, and
+so that whoever reads them may stop at any token.
+"""
+
+import time
+from collections.abc import Generator
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from llava_mini.flow import FusedPrompt
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+
+
+class Token(NamedTuple):
+    """One token of an answer."""
+
+    id: int
+    at: float
+    """When it was chosen, on the clock of ``time.perf_counter``."""
+
+
+def generate_tokens(
+    model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, *, max_tokens: int, temperature: float
+) -> Generator[Token]:
+    """The tokens of an answer, one by one, the one that ends it included.
+
+    Closing the iterator stops the model after the token it is working on.
+
+    Args:
+        model: continues the prompt; its generation configuration says at which ids to stop.
+        fused: one prompt.
+        max_tokens: stop after so many.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+    """
+    tokens: SimpleQueue[Token | BaseException | None] = SimpleQueue()
+    stop = Event()
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature}
+    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+    def work() -> None:
+        try:
+            with torch.inference_mode():
+                model.generate(
+                    fused=fused,
+                    max_new_tokens=max_tokens,
+                    pad_token_id=_pad_token_id(model),
+                    streamer=cast(Any, _Feed(tokens)),
+                    stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
+                    **(sampling if temperature > 0 else greedy),
+                )
+            tokens.put(None)
+        except BaseException as error:
+            tokens.put(error)
+
+    thread = Thread(target=work, name="llava-mini generate", daemon=True)
+    thread.start()
+    try:
+        while (token := tokens.get()) is not None:
+            if isinstance(token, BaseException):
+                raise token
+            yield token
+    finally:
+        stop.set()
+        thread.join()
+
+
+def stop_ids(model: LlavaMiniForConditionalGeneration) -> set[int]:
+    """The ids that end an answer."""
+    assert model.generation_config is not None
+    ids = model.generation_config.eos_token_id
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+
+
+def _pad_token_id(model: LlavaMiniForConditionalGeneration) -> int:
+    """Any id will do for a single prompt; without one, transformers warns each time."""
+    known = model.config.text.pad_token_id
+    return known if known is not None else min(stop_ids(model), default=0)
+
+
+class _Feed(BaseStreamer):
+    """Passes each new token on. ``generate`` begins with the prompt, which is left out."""
+
+    def __init__(self, tokens: "SimpleQueue[Token | BaseException | None]") -> None:
+        self.tokens = tokens
+        self.saw_prompt = False
+
+    def put(self, value: Tensor) -> None:
+        if self.saw_prompt:
+            self.tokens.put(Token(int(value.flatten()[0]), time.perf_counter()))
+        self.saw_prompt = True
+
+    def end(self) -> None:
+        """The end is told when ``generate`` has returned."""
+
+
+class _Stop(StoppingCriteria):
+    """Ends the answer when nobody reads it any more."""
+
+    def __init__(self, stop: Event) -> None:
+        self.stop = stop
+
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> torch.BoolTensor:
+        stopped = torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
+        return cast(torch.BoolTensor, stopped)

@@ -1,0 +1,260 @@
+"""The console script. One command is one dataclass: its fields are the flags, their docs the help.
+
+Nothing heavy is imported here: torch and transformers come with the command that runs.
+"""
+
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg, create_mutex_group, subcommand
+
+if TYPE_CHECKING:
+    from llava_mini.commands import Loading
+    from llava_mini.inference.engine import AnswerSettings
+
+_FRAMES = create_mutex_group(required=False, title="frames of a video, at most one of")
+_OPTIONAL = arg(help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loading:
+    """Which model, and where it runs."""
+
+    model: Annotated[str, arg(metavar="MODEL")] = "tiny"
+    """The embedded model (tiny), a folder, or a repository on the Hugging Face Hub."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
+    """cpu, cuda, cuda:N or mps. Left out: the fastest there is."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(metavar="FORMAT", help_behavior_hint="")] = (
+        None
+    )
+    """float32, bfloat16 or float16. Left out: what suits the device and the size of the model."""
+    quantization: Annotated[Literal["int8"] | None, arg(metavar="int8", help_behavior_hint="")] = None
+    """int8 keeps the language model in 8 bits: half the memory, nearly the same answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answering(_Loading):
+    """How answers are made."""
+
+    max_tokens: int = 512
+    """Stop after this many answer tokens."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above 0, tokens are drawn."""
+    frames: Annotated[int | None, _FRAMES, arg(metavar="N", help_behavior_hint="")] = None
+    """Take this many frames of a video, evenly spread."""
+    fps: Annotated[float | None, _FRAMES, arg(metavar="X", help_behavior_hint="")] = None
+    """Take this many frames of a video per second. Left out: one."""
+    all_frames: Annotated[bool, _FRAMES, _OPTIONAL] = False
+    """Take every frame of a video."""
+    stats: Annotated[bool, _OPTIONAL] = False
+    """Print tokens, frames and seconds by part on stderr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(_Answering):
+    """Ask one question about images or videos and print the answer as it is made."""
+
+    question: Annotated[Positional[str], arg(metavar="QUESTION", help_behavior_hint="")]
+    """What to ask."""
+    media: Annotated[Positional[tuple[Path, ...]], arg(metavar="MEDIA...", help_behavior_hint="")]
+    """Image or video files, in the order in which the question speaks of them."""
+
+    def run(self) -> None:
+        """Ask."""
+        from llava_mini import commands
+
+        commands.ask(self.question, self.media, _loading(self), _settings(self), stats=self.stats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(_Answering):
+    """Talk about images or videos. /help lists what can be typed besides questions."""
+
+    media: Annotated[Positional[tuple[Path, ...]], arg(metavar="[MEDIA...]", help_behavior_hint="")] = ()
+    """Image or video files to begin with."""
+
+    def run(self) -> None:
+        """Talk until the end of the input."""
+        from llava_mini import commands
+
+        commands.chat(self.media, _loading(self), _settings(self), stats=self.stats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Rewrite published weights (LLaVA-Mini or LLaVA-1.5, adapters and LoRA included) in this project's layout."""
+
+    source: Annotated[Positional[str], arg(metavar="SRC", help_behavior_hint="")]
+    """A folder, or a repository on the Hugging Face Hub."""
+    destination: Annotated[Positional[Path], arg(metavar="DST", help_behavior_hint="")]
+    """The folder to make. It appears when it is complete; after an interruption, start again."""
+    base: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
+    """The model that an adapter belongs to."""
+    vision_tower: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The folder of a CLIP model, where the source holds none."""
+    reducer: Annotated[
+        Literal["identity", "average_pool", "query"] | None, arg(metavar="NAME", help_behavior_hint="")
+    ] = None
+    """Start a new LLaVA-Mini from LLaVA-1.5 with this reducer: query, average_pool or identity."""
+    reducer_grid: Annotated[int, arg(metavar="C")] = 1
+    """Tokens per side of the new reducer."""
+    prefusion_layers: Annotated[int | None, arg(metavar="K", help_behavior_hint="")] = None
+    """Pre-fusion layers of the new model, copied from the language model's first."""
+
+    def run(self) -> None:
+        """Convert."""
+        from llava_mini import commands
+
+        commands.convert(
+            self.source,
+            self.destination,
+            base=self.base,
+            vision_tower=self.vision_tower,
+            reducer=self.reducer,
+            reducer_grid=self.reducer_grid,
+            prefusion_num_layers=self.prefusion_layers,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Split a model into a plain language model folder and a front-end folder, for other programs."""
+
+    destination: Annotated[Positional[Path], arg(metavar="DST", help_behavior_hint="")]
+    """The folder to make."""
+    model: Annotated[str, arg(metavar="MODEL")] = "tiny"
+    """The embedded model (tiny), a folder, or a repository on the Hugging Face Hub."""
+
+    def run(self) -> None:
+        """Export."""
+        from llava_mini import commands
+
+        commands.export(self.model, self.destination)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model from a recipe."""
+
+    recipe: Positional[Literal["tiny"]]
+    """tiny: the embedded model, from nothing, on drawn scenes and clips with known answers."""
+    output: Annotated[Path, arg(metavar="DIR")] = Path("runs/tiny")
+    """The run's folder: settings, curves, checkpoints, and the model at the end. A run that was cut off goes on."""
+    smoke: Annotated[bool, _OPTIONAL] = False
+    """Run all phases in under two minutes, to see that they work."""
+    minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="")] = None
+    """Train for about so long. Left out: the recipe's own length."""
+    restart: Annotated[bool, _OPTIONAL] = False
+    """Start from nothing although the folder holds an earlier run."""
+
+    def run(self) -> None:
+        """Train."""
+        from llava_mini import commands
+
+        commands.train_tiny(self.output, smoke=self.smoke, minutes=self.minutes, resume=not self.restart)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Print a model's parts, parameters, tokens per frame, and what a prompt costs, without loading its weights."""
+
+    model: Annotated[Positional[str], arg(metavar="[MODEL]")] = "tiny"
+    """The embedded model (tiny), a preset, a folder, or a repository on the Hugging Face Hub."""
+    frames: int = 1
+    """Frames in the prompt."""
+    text_tokens: int = 43
+    """Text tokens in the prompt, the system prompt included."""
+
+    def run(self) -> None:
+        """Print."""
+        from llava_mini import commands
+
+        commands.info(self.model, num_frames=self.frames, num_text_tokens=self.text_tokens)
+
+
+Command = (
+    Annotated[Ask, subcommand("ask")]
+    | Annotated[Chat, subcommand("chat")]
+    | Annotated[Convert, subcommand("convert")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Info, subcommand("info")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code is 0, 2 for input that cannot be used, 130 after Ctrl-C.
+
+    Args:
+        arguments: what was typed after ``llava-mini``. None: what the process was started with.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print("llava-mini", _version())
+        return 0
+    command = tyro.cli(
+        Command, prog="llava-mini", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    _quiet_libraries()
+    try:
+        from llava_mini import commands
+
+        commands.prepare_terminal()
+        command.run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone; what Python flushes at its end must have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"llava-mini: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+_DESCRIPTION = "See an image, or each frame of a video, through one vision token. --version prints the version."
+
+
+def _loading(flags: _Loading) -> "Loading":
+    from llava_mini.commands import Loading
+
+    return Loading(model=flags.model, device=flags.device, dtype=flags.dtype, quantization=flags.quantization)
+
+
+def _settings(flags: _Answering) -> "AnswerSettings":
+    from llava_mini.inference.engine import AnswerSettings
+
+    return AnswerSettings(
+        max_tokens=flags.max_tokens,
+        temperature=flags.temperature,
+        num_frames=flags.frames,
+        fps=flags.fps,
+        all_frames=flags.all_frames,
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("llava-mini")
+    except importlib.metadata.PackageNotFoundError:  # run from its source folder
+        from llava_mini import __version__
+
+        return __version__
+
+
+def _quiet_libraries() -> None:
+    """Keep what the libraries tell their developers on import off the terminal; errors still come through."""
+    for name in ("torch.utils._pytree", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
