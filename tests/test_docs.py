@@ -1,0 +1,95 @@
+"""The code blocks of README.md and docs/ run as they are printed.
+
+Blocks of a page run in their order, in a folder of their own that holds ``examples/``. Python blocks of
+a page share their names; a bash block holds ``llava-mini`` commands. A block that cannot run here is
+marked on the line above it: ``<!-- not run: hub -->`` (or gpu, machines, make).
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REASONS = ("hub", "gpu", "machines", "make")
+LANGUAGES = ("python", "bash", "text")
+
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"<!-- not run: (\w+) -->\n$")
+
+NOT_RUN = {"make": 1}
+"""How many blocks carry which mark. A new one is a decision: change it here."""
+FEWEST_RUN = {"python": 1, "bash": 0}
+"""Blocks that run, at least."""
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    reason: str
+    """Why it is not run. Empty: it is."""
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for fence in FENCE.finditer(text):
+        mark = MARK.search(text[: fence.start()])
+        found.append(Block(fence["language"], fence["code"], mark[1] if mark else ""))
+    assert 2 * len(found) == len(re.findall(r"^ *```", text, re.MULTILINE)), (
+        f"{page.name} has a fence that is not closed."
+    )
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_has_a_language_and_a_known_mark(page):
+    for block in blocks_of(page):
+        assert block.language in LANGUAGES, f"{page.name}: say what this is, one of {LANGUAGES}:\n{block.code}"
+        assert block.reason in ("", *REASONS), f"{page.name}: unknown mark {block.reason!r}"
+
+
+def test_as_many_blocks_are_marked_and_run_as_should_be():
+    blocks = [block for page in PAGES for block in blocks_of(page) if block.language != "text"]
+    assert Counter(block.reason for block in blocks if block.reason) == NOT_RUN
+    run = Counter(block.language for block in blocks if not block.reason)
+    assert all(run[language] >= least for language, least in FEWEST_RUN.items()), run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    names = {"__name__": "__docs__"}
+    for block in blocks_of(page):
+        if block.reason or block.language == "text":
+            continue
+        if block.language == "python":
+            exec(compile(block.code, f"{page.name}:block", "exec"), names)
+        else:
+            run_commands(block.code)
+
+
+def run_commands(code: str) -> None:
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        assert words[0] == "llava-mini", f"Only llava-mini commands run here: mark the block, or change {line!r}"
+        done = subprocess.run(
+            [sys.executable, "-m", "llava_mini_cli", *words[1:]],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
