@@ -1,14 +1,19 @@
 """What stands beside the weights: generation settings, tokenizer and processor."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from llava_mini.checkpoint.source import Source
+from llava_mini.checkpoint.source import Source, read_json
+from llava_mini.config import LlavaMiniConfig
+from llava_mini.processor.processor import LlavaMiniProcessor
+from llava_mini.processor.published import published_settings
 
 GENERATION_CONFIG = "generation_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 """Any of these makes a folder one of a tokenizer."""
@@ -40,14 +45,25 @@ def write_companions(source: Source, folder: Path) -> None:
         for path in sorted(source.folder.iterdir()):
             if path.is_file() and not any(path.match(pattern) for pattern in WEIGHTS):
                 shutil.copyfile(path, folder / path.name)
+        if (folder / PROCESSOR_CONFIG).exists():
+            _adjust_processor(folder / PROCESSOR_CONFIG, source.config)
         return
     tokenizer = None
     if any((source.folder / name).exists() for name in TOKENIZER_FILES):
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        settings = published_settings(source.published, tokenizer.eos_token)
+        LlavaMiniProcessor.from_config(source.config, tokenizer, **settings).save_pretrained(folder)
     if (source.folder / GENERATION_CONFIG).exists():
         shutil.copyfile(source.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
     else:
         generation_config(source, tokenizer).save_pretrained(folder)
+
+
+def _adjust_processor(path: Path, config: LlavaMiniConfig) -> None:
+    """Tell a processor how many tokens a frame takes, which a new reducer changes."""
+    settings = read_json(path)
+    if settings.get("tokens_per_frame") != config.tokens_per_frame:
+        path.write_text(json.dumps({**settings, "tokens_per_frame": config.tokens_per_frame}, indent=2) + "\n", "utf-8")
 
 
 def generation_config(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
