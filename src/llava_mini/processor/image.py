@@ -129,7 +129,7 @@ def make_views(image: Image.Image, settings: ViewSettings) -> Tensor:
     squares = [make_square(view, settings) for view in split_views(image, settings.ratio)]
     pixels = np.stack([np.asarray(square) for square in squares])  # [V, S, S, 3]
     scaled = pixels.astype(np.float32) * np.float32(1 / 255)
-    normalised = (scaled - np.float32(settings.mean)) / np.float32(settings.std)
+    normalised = (scaled - np.asarray(settings.mean, np.float32)) / np.asarray(settings.std, np.float32)
     return torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy())  # [V, 3, S, S]
 
 

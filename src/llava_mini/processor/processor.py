@@ -7,7 +7,7 @@ with the frames of the whole batch in the order of their places in the prompts.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import torch
 from PIL import Image
@@ -332,7 +332,7 @@ class LlavaMiniProcessor(ProcessorMixin):
                 f"processor_config.json has the unknown keys {', '.join(unknown)}. Was it made for another model "
                 "or by a newer version?"
             )
-        return super().from_args_and_dict(args, processor_dict, **kwargs)
+        return cast(Self, super().from_args_and_dict(args, processor_dict, **kwargs))
 
     def _template(self, template: str | None) -> str:
         chosen = template or self.chat_template

@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -74,7 +76,7 @@ def check_messages(conversation: Sequence[Message]) -> CheckedMessages:
     """
     if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence) or not conversation:
         raise ValueError(
-            "A conversation is a list of messages such as {'role': 'user', 'content': [{'type': 'text', 'text': ...}]}; "
+            "A conversation is a list of messages like {'role': 'user', 'content': [{'type': 'text', 'text': ...}]}; "
             f"got {type(conversation).__name__ if conversation else 'an empty one'}."
         )
     messages = [_check_message(message) for message in conversation]
@@ -172,20 +174,27 @@ def render(
             "The chat template does not say where answers are. Put {% generation %} and {% endgeneration %} around the "
             "assistant's text in it, or use one of the templates of llava_mini."
         )
-    rendered, spans = render_jinja_template(
-        conversations=[messages],
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        continue_final_message=continue_final_message,
-        add_generation_prompt=add_generation_prompt,
-        **tokenizer.special_tokens_map,
-    )
+    known: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    try:
+        rendered, spans = cast(
+            tuple[list[str], list[list[tuple[int, int]]]],
+            render_jinja_template(
+                conversations=[messages],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                continue_final_message=continue_final_message,
+                add_generation_prompt=add_generation_prompt,
+                **known,
+            ),
+        )
+    except TemplateError as error:
+        raise ValueError(f"The chat template refuses the conversation: {error}") from error
     return rendered[0], [(start, min(end, len(rendered[0]))) for start, end in spans[0]] if answers else []
 
 
 def _control_strings(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Everything that would not be read as ordinary characters, longest first."""
-    strings = {*MARKS.values(), *tokenizer.get_added_vocab()}
+    strings = {*MARKS.values(), *cast(Any, tokenizer).get_added_vocab()}
     return re.compile("|".join(re.escape(string) for string in sorted(strings, key=len, reverse=True)))
 
 
@@ -266,7 +275,7 @@ def encode_text(
         answers: where answers begin and end, in characters.
         guard: the character around strings that were typed.
     """
-    marks = {mark: kind for kind, mark in MARKS.items()}
+    marks: dict[str, Kind] = {mark: kind for kind, mark in MARKS.items()}
     found = re.split(f"({'|'.join(map(re.escape, marks))})", _hide_guarded(text, guard))
     ids: list[int] = []
     media: list[bool] = []
@@ -336,7 +345,11 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, after_text: bool =
         (token, start - len(lead), end - len(lead))
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
-    return [token for token in tokens if token[2] > 0] if lead == "\n" else tokens
+    if lead == "\n":
+        return [token for token in tokens if token[2] > 0]
+    return [
+        (token, max(start, 0), max(end, 1)) for token, start, end in tokens
+    ]  # an added space is part of what follows
 
 
 def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase, *, after_text: bool) -> list[Token]:
@@ -347,7 +360,7 @@ def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase, *, after_text: 
 
 
 def _plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    backend = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    backend: Tokenizer = cast(Any, tokenizer).backend_tokenizer
     normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
     words = backend.pre_tokenizer.pre_tokenize_str(normal) if backend.pre_tokenizer else [(normal, None)]
     return [token.id for word, _ in words for token in backend.model.tokenize(word)]

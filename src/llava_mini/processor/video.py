@@ -21,6 +21,7 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 from PIL import Image
@@ -232,7 +233,7 @@ class _FrameTable:
 def _open(path: Path) -> InputContainer:
     try:
         container = av.open(str(path))
-    except (av.FFmpegError, ValueError) as error:
+    except (FFmpegError, ValueError) as error:
         raise ValueError(
             f"The file {str(path)!r} is neither an image nor a video that can be read ({_reason(error)}). Is it "
             "damaged?"
@@ -266,7 +267,7 @@ def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.is_keyframe))
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         damage = _reason(error)
     declared = stream.frames
     if not damage and declared > len(packets) + 1:
@@ -379,14 +380,14 @@ class _Decoder:
             return
         try:
             self.container.seek(keys[key], stream=self.stream)
-        except (av.FFmpegError, OSError):
+        except (FFmpegError, OSError):
             return
         self._frames = self._decode()
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         try:
             yield from self.container.decode(self.stream)
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             self.damage = _reason(error)
 
 
