@@ -123,11 +123,11 @@ def counted(config: LlavaMiniConfig, num_frames: int, num_text_tokens: int) -> d
     images = pixels(config, num_frames) if num_frames else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs, pixel_values=images, logits_to_keep=1)
-    total, *modules = counter.get_flop_counts().items()
-    by_module = {name.rpartition(".")[2]: sum(count.values()) for name, count in modules if name.count(".") == 1}
+    by_name = {name: sum(count.values()) for name, count in counter.get_flop_counts().items()}
+    by_module = {name.rpartition(".")[2]: count for name, count in by_name.items() if name.count(".") == 1}
     counts = {name: by_module.get(name, 0) for name in cost.flops(config).as_dict()}
     # The tower's layers are called one by one, so what they count belongs to no part.
-    return {**counts, "vision_tower": sum(total[1].values()) - sum(counts.values())}
+    return {**counts, "vision_tower": by_name["Global"] - sum(counts.values())}
 
 
 def stored(config: LlavaMiniConfig) -> dict[str, int]:
