@@ -40,6 +40,25 @@ def test_a_converted_model_has_the_processor_that_it_was_published_for(tmp_path,
     assert GenerationConfig.from_pretrained(tmp_path / "ours").eos_token_id == [stop]
 
 
+@pytest.mark.parametrize("model", BACKBONES)
+@pytest.mark.parametrize("cls", [AutoProcessor, LlavaMiniProcessor])
+def test_a_released_folder_gives_the_processor_that_its_conversion_has(tmp_path, model, cls):
+    folder = with_tokenizer(tmp_path / "model", model)
+    convert(folder, tmp_path / "ours")
+    released: Any = cls.from_pretrained(folder)
+    released.save_pretrained(tmp_path / "processor")
+    assert len(list((tmp_path / "processor").iterdir())) >= 4
+    for file in (tmp_path / "processor").iterdir():
+        assert file.read_bytes() == (tmp_path / "ours" / file.name).read_bytes()
+
+
+def test_a_folder_without_processor_or_tokenizer_says_what_to_do(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "ours")
+    for folder in (copy_released(tmp_path / "model"), tmp_path / "ours"):
+        with pytest.raises(ValueError, match=r"holds no processor_config.json.*LlavaMiniProcessor.from_config"):
+            LlavaMiniProcessor.from_pretrained(folder)
+
+
 def test_the_padding_of_a_released_config_is_kept(tmp_path):
     folder = with_tokenizer(tmp_path / "model")
     edit_json(folder / "config.json", image_aspect_ratio="pad")

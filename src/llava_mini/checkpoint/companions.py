@@ -10,13 +10,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from llava_mini.checkpoint.source import Source, read_json
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.processor.processor import LlavaMiniProcessor
-from llava_mini.processor.published import published_settings
+from llava_mini.processor.published import TOKENIZER_FILES, published_settings
 
 GENERATION_CONFIG = "generation_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-"""Any of these makes a folder one of a tokenizer."""
 
 TOKENIZER_COMPANIONS = (
     GENERATION_CONFIG,

@@ -5,6 +5,7 @@ with the frames of the whole batch in the order of their places in the prompts.
 """
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, ClassVar, Literal, Self, cast, get_args
@@ -20,12 +21,17 @@ from llava_mini.processor import prompt as prompts
 from llava_mini.processor.image import CLIP_MEAN, CLIP_STD, MAX_PIXELS, ImageMode, ViewSettings, make_views, to_rgb
 from llava_mini.processor.options import ProcessingOptions, read_options
 from llava_mini.processor.prompt import Message, Prompt, Slot
+from llava_mini.processor.published import read_published
 from llava_mini.processor.slots import fill_slots
 from llava_mini.processor.video import FrameSampling, chunks, frames_of, nearest_square
 
 FrameResize = Literal["nearest", "image_mode"]
-"""``nearest``: a frame of a video is first squashed to S x S by nearest neighbour (released);
-``image_mode``: it is treated as an image."""
+"""``nearest``: a frame of a video is first squashed to 336 x 336 by nearest neighbour, whatever S is
+(released); ``image_mode``: it is treated as an image."""
+
+RELEASED_FRAME_SIDE = 336
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 FRAMES_PER_CHUNK = 8
 """Most frames of a stream that are in memory at a time."""
@@ -320,6 +326,21 @@ class LlavaMiniProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "answer_mask", "pixel_values"]
 
     @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load a processor, or make the one of a released model, which comes without.
+
+        Raises:
+            ValueError: there is neither a processor nor a released model with its tokenizer.
+        """
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        if (published := read_published(pretrained_model_name_or_path, **hub)) is None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config, tokenizer, settings = published
+        return cls.from_config(config, tokenizer, **settings)
+
+    @classmethod
     def from_args_and_dict(cls, args: Sequence[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Make a processor from what was saved.
 
@@ -343,7 +364,7 @@ class LlavaMiniProcessor(ProcessorMixin):
     def _frame_views(self, image: Image.Image) -> Tensor:
         """One frame of a video: [V, 3, S, S]."""
         if self.frame_resize == "nearest":
-            image = nearest_square(image, self.image_size)
+            image = nearest_square(image, RELEASED_FRAME_SIDE)
         return make_views(image, self._views)
 
     def _slot_chunks(self, slot: Slot, index: int, sampling: FrameSampling, size: int) -> Iterator[FrameChunk]:

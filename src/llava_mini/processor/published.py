@@ -1,10 +1,14 @@
 """How published weights were run: what the processor has to know that their configurations do not say."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava_mini.config import RELEASED_MODEL_TYPE
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from llava_mini.config import RELEASED_MODEL_TYPE, LlavaMiniConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,9 @@ BACKBONES: dict[str, Backbone] = {
     "</s>": Backbone(template="vicuna_v1", num_begin_tokens=1),
 }
 """Backbones by the end token of their tokenizer: Llama 3.1 and Vicuna."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+"""Any of these makes a folder one of a tokenizer."""
 
 
 def published_settings(published: Mapping[str, Any], end_token: str | None) -> dict[str, Any]:
@@ -49,3 +56,36 @@ def published_settings(published: Mapping[str, Any], end_token: str | None) -> d
         "frame_resize": "nearest" if is_mini else "image_mode",
         "num_begin_tokens": backbone.num_begin_tokens if is_mini else 1,
     }
+
+
+def read_published(
+    name: str | os.PathLike[str], **hub_arguments: Any
+) -> tuple[LlavaMiniConfig, PreTrainedTokenizerBase, dict[str, Any]] | None:
+    """What a released model, which comes without a processor, says about it. None: ``name`` has a processor.
+
+    Args:
+        name: a folder, or a repository on the hub.
+        **hub_arguments: as in transformers.
+
+    Returns:
+        Configuration, tokenizer, and arguments of ``LlavaMiniProcessor.from_config``.
+
+    Raises:
+        ValueError: there is neither a processor nor a released model with a tokenizer.
+    """
+
+    def has(file: str) -> bool:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_arguments) is not None
+
+    if has("processor_config.json"):
+        return None
+    published = PreTrainedConfig.get_config_dict(name, **hub_arguments)[0] if has("config.json") else {}
+    if published.get("model_type") != RELEASED_MODEL_TYPE or not any(has(file) for file in TOKENIZER_FILES):
+        raise ValueError(
+            f"{str(name)!r} holds no processor_config.json, and is no released model with its tokenizer either. Save a "
+            "processor there: LlavaMiniProcessor.from_config(config, tokenizer, template).save_pretrained(folder)."
+        )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_arguments)
+    config = LlavaMiniConfig.from_pretrained(name, **hub_arguments)
+    end_token = tokenizer.eos_token
+    return config, tokenizer, published_settings(published, end_token if isinstance(end_token, str) else None)
