@@ -1,15 +1,18 @@
 """From records to the tensors of a training step, through the model's own processor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from llava_mini.data.records import Noun, Record
 from llava_mini.flow import ModelInputs
 from llava_mini.processor.processor import LlavaMiniProcessor
 
+LENGTH_STEP = 32
+"""Batches are padded to a multiple of so many tokens: few lengths, so that kernels made for one are used again."""
 IGNORED = -100
 """Label of a token that is not to be learned."""
 
@@ -82,12 +85,18 @@ class Collator:
             return_dict=True,
             return_tensors="pt",
             padding=True,
+            padding_side="right",
+            all_frames=True,
         )
-        ids, answers = tensors["input_ids"], tensors["answer_mask"].bool()
+        assert isinstance(tensors, Mapping)
+        missing = -tensors["input_ids"].shape[1] % LENGTH_STEP
+        pad_token_id = self.processor.tokenizer.pad_token_id
+        ids = functional.pad(tensors["input_ids"], (0, missing), value=pad_token_id)
+        answers = functional.pad(tensors["answer_mask"], (0, missing)).bool()
         inputs = ModelInputs(
             input_ids=ids,
-            attention_mask=tensors["attention_mask"],
-            answer_mask=tensors["answer_mask"],
+            attention_mask=functional.pad(tensors["attention_mask"], (0, missing)),
+            answer_mask=answers.long(),
             pixel_values=tensors.get("pixel_values"),
             labels=ids.masked_fill(~answers, IGNORED),
         )

@@ -1,7 +1,7 @@
 """Exact match by kind of question, beside what a blind guess reaches."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +50,14 @@ def answer_records(
             return_tensors="pt",
             padding=True,
             padding_side="left",
+            all_frames=True,
         )
+        assert isinstance(tensors, Mapping)
         with torch.inference_mode():
             ids = model.generate(**tensors, max_new_tokens=max_new_tokens, do_sample=False)
         assert isinstance(ids, torch.Tensor)
         new = ids[:, tensors["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        answers += [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
     return answers
 
 

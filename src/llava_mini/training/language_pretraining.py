@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
+from llava_mini.data.collate import LENGTH_STEP
 from llava_mini.data.records import Turn
 from llava_mini.data.synthetic.world import WorldSettings, world_item
 from llava_mini.data.tokenizer import ASSISTANT, BEGIN, END, USER
@@ -109,7 +110,7 @@ def text_batch(tokenizer: PreTrainedTokenizerFast, talks: Sequence[tuple[str, Se
             ids += asked + answer
             labels += [-100] * len(asked) + answer
         rows.append((ids, labels))
-    length = max(len(ids) for ids, _ in rows)
+    length = -(-max(len(ids) for ids, _ in rows) // LENGTH_STEP) * LENGTH_STEP
     pad = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     return TextBatch(
         input_ids=torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),

@@ -1,0 +1,434 @@
+"""From nothing to the embedded tiny model: a run of five phases on the drawn world.
+
+    vision     a CLIP encoder learns what each patch shows
+    language   a Llama-like model learns to answer questions about described scenes
+    alignment  projected patches come to lie where their words lie
+    stage-1    the paper's: the projector alone, all patches, no pre-fusion, captions
+    stage-2    the paper's: everything but the vision encoder, one token a frame, pre-fusion
+
+The first three stand in for what LLaVA takes from CLIP and Vicuna. Every phase resumes from its own
+checkpoint, so a run that was killed goes on where it was when it is started again.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from llava_mini.config import LlavaMiniConfig, preset
+from llava_mini.data.collate import Collator
+from llava_mini.data.records import Record
+from llava_mini.data.synthetic.blind import BlindBaseline
+from llava_mini.data.synthetic.scenes import SceneSettings
+from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
+from llava_mini.data.tokenizer import build_tokenizer
+from llava_mini.evaluation.exact_match import Score, answer_records, score_table, scores_by_kind
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.processor.processor import LlavaMiniProcessor
+from llava_mini.training.language_pretraining import LanguagePretraining
+from llava_mini.training.multimodal import Alignment, InstructionTuning, TunedModel
+from llava_mini.training.run_log import RunLog
+from llava_mini.training.stages import Rule, Stage
+from llava_mini.training.trainer import PhaseSettings, Task, is_finished, load_weights, train_phase
+from llava_mini.training.vision_pretraining import VisionPretraining
+
+PLACE_WEIGHT = 0.5
+"""Weight of the training-only place losses in stage 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinySettings:
+    """Everything that decides what comes out of a run."""
+
+    config: LlavaMiniConfig
+    dtype: torch.dtype = torch.bfloat16
+    """Precision of weights and arithmetic. Updates are made in float32."""
+    seed: int = 0
+    """Of the initial weights; what is drawn depends on split and index alone."""
+    world: WorldSettings
+    """What stage 2 asks, and what is scored."""
+    vision_scenes: SceneSettings
+    """What the vision encoder sees besides pages of letters."""
+    vision_pages: tuple[float, float] = (0.8, 0.2)
+    """Share of these pages, at the first step and at the last."""
+    vision_steps: int
+    language_steps: int
+    alignment_steps: int
+    stage_1_steps: int
+    stage_2_steps: int
+    vision_batch: int = 32
+    language_batch: int = 24
+    batch: int = 16
+    """Pictures of a step in the other phases."""
+    vision_rate: float = 2e-3
+    language_rate: float = 1e-3
+    rate: float = 1e-3
+    """Of stage 2. Alignment and stage 1 use twice as much."""
+    clip_start: float = 0.3
+    """Share of stage 2 after which clips are asked about too."""
+    num_validation: int = 600
+    """Records that are scored at the end."""
+
+
+def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinySettings:
+    """Return the settings of the shipped model, or of a run of under two minutes.
+
+    Args:
+        smoke: A run that passes through every phase with scenes of one thing and three kinds of questions.
+        minutes: Scale the steps of a full run to about so many minutes on one core with fast bfloat16
+            arithmetic. None: the steps of the shipped model.
+
+    Raises:
+        ValueError: If the minutes are not positive, or given for a smoke run.
+    """
+    if smoke:
+        if minutes is not None:
+            raise ValueError(f"A smoke run has a fixed length, but minutes={minutes} was given. Leave one of them out.")
+        return _smoke_settings()
+    full = TinySettings(
+        config=preset("tiny"),
+        world=WorldSettings(
+            scene=SceneSettings(sign_share=0.5), min_turns=5, max_turns=6, clip_share=0.3, max_frames=4
+        ),
+        vision_scenes=SceneSettings(sign_share=0.5),
+        vision_steps=3200,
+        language_steps=2000,
+        alignment_steps=300,
+        stage_1_steps=100,
+        stage_2_steps=4000,
+    )
+    if minutes is None:
+        return full
+    if minutes <= 0:
+        raise ValueError(f"A run needs a positive number of minutes, got {minutes}.")
+    names = ("vision_steps", "language_steps", "alignment_steps", "stage_1_steps", "stage_2_steps")
+    return replace(full, **{name: max(round(getattr(full, name) * minutes / FULL_MINUTES), 1) for name in names})
+
+
+FULL_MINUTES = 75
+"""About how long the full run takes on one core with bfloat16 matrix units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One part of a run."""
+
+    settings: PhaseSettings
+    purpose: str
+    """One sentence for the log and the docs."""
+    build: Callable[[], Task]
+    """Makes the task from what earlier phases left on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyRun:
+    """A complete training run, resumable at any moment."""
+
+    settings: TinySettings
+    output_dir: Path
+    phases: tuple[Phase, ...] = field(default=())
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the finished model is saved."""
+        return self.output_dir / "model"
+
+    def execute(self, *, resume: bool = True) -> dict[str, Score]:
+        """Run what is left of every phase, save the model, and score it on the validation split.
+
+        Args:
+            resume: Whether checkpoints in the folder are used. Without it, the folder must hold none.
+
+        Returns:
+            Scores by kind of question.
+
+        Raises:
+            ValueError: If the folder holds another run, or any run when ``resume`` is off.
+        """
+        self._claim_folder(resume)
+        log = RunLog(self.output_dir)
+        for number, phase in enumerate(self.phases, start=1):
+            folder = self.output_dir / phase.settings.name
+            if is_finished(phase.settings, folder):
+                continue
+            log.say(f"phase {number} of {len(self.phases)}, {phase.settings.name}: {phase.purpose}")
+            train_phase(phase.build(), phase.settings, folder, log)
+        model, processor = self.finished()
+        model.save_pretrained(self.model_dir)
+        processor.save_pretrained(self.model_dir)
+        scores = score_tiny(model, processor, self.settings)
+        facts = {kind: asdict(score) for kind, score in scores.items()}
+        (self.output_dir / "scores.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        log.say(score_table(scores))
+        return scores
+
+    def finished(self) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+        """Return model and processor of the finished last phase."""
+        task = self.phases[-1].build()
+        load_weights(task.module, self.output_dir / self.phases[-1].settings.name)
+        assert isinstance(task, InstructionTuning)
+        return task.module.model.eval(), task.collator.processor
+
+    def _claim_folder(self, resume: bool) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        path = self.output_dir / "run.json"
+        facts = {"recipe": "tiny", **_facts_of(self.settings)}
+        if path.exists():
+            if not resume:
+                raise ValueError(f"{self.output_dir} already holds a run. Give an empty folder, or resume it.")
+            if json.loads(path.read_text(encoding="utf-8")) != facts:
+                raise ValueError(
+                    f"{self.output_dir} holds a run with other settings (see run.json there). Give another folder."
+                )
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def train_tiny(
+    output_dir: Path | str, *, smoke: bool = False, minutes: float | None = None, resume: bool = True
+) -> dict[str, Score]:
+    """Train the tiny model into a folder, from its last checkpoint if there is one.
+
+    Args:
+        output_dir: Folder of the run: checkpoints, log, scores, and the model in ``model``.
+        smoke: All phases in under two minutes, on easy scenes.
+        minutes: About how long a full run may take; None for the shipped model's length.
+        resume: Whether a run that is already in the folder is gone on with.
+
+    Returns:
+        Scores on the validation split, by kind of question.
+
+    Raises:
+        ValueError: If the folder holds another run, or the loss is not finite.
+    """
+    return tiny(output_dir=Path(output_dir), smoke=smoke, minutes=minutes).execute(resume=resume)
+
+
+def tiny(*, output_dir: Path, smoke: bool = False, minutes: float | None = None) -> TinyRun:
+    """Return the complete run, not yet started. The arguments are those of ``train_tiny``."""
+    return tiny_run(tiny_settings(smoke=smoke, minutes=minutes), output_dir)
+
+
+def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
+    """Return a run with settings of one's own."""
+    tokenizer = world_tokenizer(settings)
+
+    def language_world() -> WorldSettings:
+        share = 0.0 if settings.world.clip_share == 0 else 0.2
+        return replace(settings.world, clip_share=share)
+
+    def vision() -> VisionPretraining:
+        torch.manual_seed(settings.seed)
+        return VisionPretraining(
+            settings.config.vision,
+            num_steps=settings.vision_steps,
+            batch_size=settings.vision_batch,
+            dtype=settings.dtype,
+            settings=settings.vision_scenes,
+            pages=settings.vision_pages,
+        )
+
+    def language() -> LanguagePretraining:
+        torch.manual_seed(settings.seed)
+        return LanguagePretraining(
+            settings.config.text,
+            tokenizer,
+            batch_size=settings.language_batch,
+            dtype=settings.dtype,
+            settings=language_world(),
+        )
+
+    def alignment() -> Alignment:
+        model = _build(settings, "identity")
+        encoder, speaker = vision(), language()
+        load_weights(encoder.module, output_dir / "vision")
+        load_weights(speaker.module, output_dir / "language")
+        model.vision_tower.load_state_dict(encoder.module.tower.state_dict())
+        model.language_model.load_state_dict(speaker.module.state_dict())
+        return Alignment(model, tokenizer, batch_size=2 * settings.batch, settings=settings.world.scene)
+
+    def stage_1() -> InstructionTuning:
+        model = alignment().module
+        load_weights(model, output_dir / "alignment")
+        return _tuning(settings, model, tokenizer, lambda step: _caption_records(settings, step), place_weight=0.0)
+
+    def stage_2() -> InstructionTuning:
+        before = stage_1().module
+        load_weights(before, output_dir / "stage-1")
+        model = _build(settings, settings.config.reducer)
+        model.vision_tower.load_state_dict(before.model.vision_tower.state_dict())
+        model.projector.load_state_dict(before.model.projector.state_dict())
+        model.language_model.load_state_dict(before.model.language_model.state_dict())
+        if model.prefusion is not None:
+            model.prefusion.copy_from(model.language_model.model.layers)
+        return _tuning(
+            settings, model, tokenizer, lambda step: _stage_2_records(settings, step), place_weight=PLACE_WEIGHT
+        )
+
+    projector_only = (
+        Rule(part=r"(model\.)?projector\.", rate=2 * settings.rate),
+        _frozen(r"(?!(model\.)?projector\.)"),
+    )
+    return TinyRun(
+        settings=settings,
+        output_dir=output_dir,
+        phases=(
+            Phase(
+                settings=PhaseSettings(name="vision", num_steps=settings.vision_steps, stage=_vision_stage(settings)),
+                purpose="a CLIP encoder learns what each patch shows",
+                build=vision,
+            ),
+            Phase(
+                settings=PhaseSettings(
+                    name="language",
+                    num_steps=settings.language_steps,
+                    stage=Stage(name="language", rules=(Rule(part="", rate=settings.language_rate),)),
+                ),
+                purpose="a language model learns to answer questions about described scenes",
+                build=language,
+            ),
+            Phase(
+                settings=PhaseSettings(
+                    name="alignment",
+                    num_steps=settings.alignment_steps,
+                    stage=Stage(name="alignment", rules=projector_only),
+                ),
+                purpose="projected patches come to lie where their words lie",
+                build=alignment,
+            ),
+            Phase(
+                settings=PhaseSettings(
+                    name="stage-1", num_steps=settings.stage_1_steps, stage=Stage(name="stage-1", rules=projector_only)
+                ),
+                purpose="the paper's first stage: the projector alone, on captions, with all patches",
+                build=stage_1,
+            ),
+            Phase(
+                settings=PhaseSettings(
+                    name="stage-2",
+                    num_steps=settings.stage_2_steps,
+                    stage=Stage(
+                        name="stage-2",
+                        rules=(
+                            _frozen(r"model\.vision_tower\."),
+                            Rule(part=r"(?!model\.vision_tower\.)", rate=settings.rate),
+                        ),
+                    ),
+                ),
+                purpose="the paper's second stage: everything but the vision encoder, one token a frame",
+                build=stage_2,
+            ),
+        ),
+    )
+
+
+def score_tiny(
+    model: LlavaMiniForConditionalGeneration,
+    processor: LlavaMiniProcessor,
+    settings: TinySettings,
+    split: Literal["validation", "test"] = "validation",
+) -> dict[str, Score]:
+    """Score a model on fresh records of one question each, two of five about clips if it knows any.
+
+    The blind guess is learned from as many records of the training split.
+    """
+    world = replace(settings.world, min_turns=1, max_turns=1, clip_share=0.4 if settings.world.clip_share > 0 else 0.0)
+    records = [world_record(split, index, world) for index in range(settings.num_validation)]
+    seen = [world_item("train", index, world) for index in range(2 * settings.num_validation)]
+    blind = BlindBaseline(turn for item in seen for turn in item.turns)
+    answers = answer_records(model, processor, records)
+    return scores_by_kind([record.turns[-1] for record in records], answers, blind.answer)
+
+
+def world_tokenizer(settings: TinySettings) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that knows every word of the training split as one token."""
+    world = WorldSettings(min_turns=6, max_turns=6, clip_share=0.3)
+    items = [world_item("train", index, world, "tokenizer") for index in range(2000)]
+    texts = [text for item in items for turn in item.turns for text in (turn.question, turn.answer, f" {turn.answer}")]
+    return build_tokenizer(texts, vocab_size=settings.config.text.vocab_size)
+
+
+def _smoke_settings() -> TinySettings:
+    config = preset("tiny")
+    config = LlavaMiniConfig(
+        vision_config={**config.vision.to_dict(), "num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 192},
+        text_config={**config.text.to_dict(), "num_hidden_layers": 2, "hidden_size": 96, "intermediate_size": 192},
+        prefusion_num_layers=2,
+    )
+    one_thing = SceneSettings(min_things=1, max_things=1, sign_share=0.0)
+    kinds = {"existence": 1.0, "colour": 1.0, "shape": 1.0, "size": 1.0}
+    return TinySettings(
+        config=config,
+        world=WorldSettings(scene=one_thing, image_kinds=kinds, min_turns=3, max_turns=4),
+        vision_scenes=SceneSettings(min_things=4, max_things=6, sign_share=0.0),
+        vision_pages=(0.0, 0.0),
+        vision_steps=360,
+        language_steps=120,
+        alignment_steps=80,
+        stage_1_steps=20,
+        stage_2_steps=240,
+        vision_batch=16,
+        num_validation=120,
+    )
+
+
+def _build(settings: TinySettings, reducer: str) -> LlavaMiniForConditionalGeneration:
+    """Return a model with fresh weights. Without reduction there is no pre-fusion either, as in stage 1."""
+    torch.manual_seed(settings.seed)
+    fields = {**settings.config.to_dict(), "reducer": reducer}
+    if reducer == "identity":
+        fields["prefusion_num_layers"] = 0
+    config = LlavaMiniConfig.from_dict(fields)
+    # On a CPU, plain attention trains faster than the fused kernel at these sizes.
+    model = LlavaMiniForConditionalGeneration._from_config(config, dtype=settings.dtype, attn_implementation="eager")
+    assert isinstance(model, LlavaMiniForConditionalGeneration)
+    model.frames_per_pass = 4 * settings.batch
+    return model
+
+
+def _tuning(
+    settings: TinySettings,
+    model: LlavaMiniForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    records_of: Callable[[int], Sequence[Record]],
+    *,
+    place_weight: float,
+) -> InstructionTuning:
+    collator = Collator(
+        LlavaMiniProcessor.from_config(model.config, tokenizer, "tiny"),
+        image_token_id=int(model.config.image_token_id or 0),
+        tokens_per_frame=model.config.tokens_per_frame,
+    )
+    torch.manual_seed(settings.seed)
+    return InstructionTuning(TunedModel(model), collator, records_of, place_weight=place_weight)
+
+
+def _caption_records(settings: TinySettings, step: int) -> list[Record]:
+    world = replace(settings.world, image_kinds={"caption": 1.0}, clip_share=0.0, min_turns=1, max_turns=1)
+    first = step * settings.batch
+    return [world_record("train", index, world, "stage-1") for index in range(first, first + settings.batch)]
+
+
+def _stage_2_records(settings: TinySettings, step: int) -> list[Record]:
+    early = step < settings.clip_start * settings.stage_2_steps
+    world = replace(settings.world, clip_share=0.0) if early else settings.world
+    first = step * settings.batch
+    return [world_record("train", index, world, "stage-2") for index in range(first, first + settings.batch)]
+
+
+def _vision_stage(settings: TinySettings) -> Stage:
+    never_run = rf"tower\.(encoder\.layers\.{settings.config.vision.num_hidden_layers - 1}|post_layernorm)\."
+    return Stage(name="vision", rules=(_frozen(never_run), Rule(part=f"(?!{never_run})", rate=settings.vision_rate)))
+
+
+def _frozen(part: str) -> Rule:
+    return Rule(part=part, rate=0.0)
+
+
+def _facts_of(settings: TinySettings) -> dict[str, object]:
+    facts = {name: value for name, value in vars(settings).items() if name not in ("config", "dtype")}
+    facts = {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in facts.items()}
+    return {**facts, "dtype": str(settings.dtype), "config": json.loads(settings.config.to_json_string(use_diff=False))}
