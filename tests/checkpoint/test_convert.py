@@ -199,6 +199,9 @@ def test_a_folder_without_model_config_or_weights_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"config.json' cannot be read"):
         convert(tmp_path / "empty", tmp_path / "ours")
+    (tmp_path / "empty" / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="a list instead of named values"):
+        convert(tmp_path / "empty", tmp_path / "ours")
     (tmp_path / "empty" / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         convert(tmp_path / "empty", tmp_path / "ours")
@@ -206,6 +209,13 @@ def test_a_folder_without_model_config_or_weights_is_refused(tmp_path):
     shutil.copyfile(RELEASED / "vision_config.json", tmp_path / "empty" / "vision_config.json")
     with pytest.raises(ValueError, match="holds no weights"):
         convert(tmp_path / "empty", tmp_path / "ours")
+
+
+def test_an_impossible_configuration_is_refused(tmp_path):
+    folder = copy_released(tmp_path / "model")
+    edit_json(folder / "config.json", num_attention_heads=5)
+    with pytest.raises(ValueError, match=r"config.json of .* is not valid: .*not a multiple"):
+        convert(folder, tmp_path / "ours")
 
 
 def test_absent_and_damaged_shards_are_named(tmp_path):

@@ -120,6 +120,13 @@ def test_an_absent_tower_that_is_nowhere_is_an_error_that_says_what_to_do(tmp_pa
         LlavaMiniForConditionalGeneration.from_pretrained(folder, local_files_only=True)
 
 
+def test_a_state_dict_without_a_tower_is_refused():
+    model = tiny_model()
+    bare = {key: value for key, value in model.state_dict().items() if not key.startswith("vision_tower.")}
+    with pytest.raises(ValueError, match="state dict holds no vision tower"):
+        LlavaMiniForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=bare)
+
+
 def test_a_tower_that_does_not_fit_is_an_error(tmp_path):
     folder = copy_released(tmp_path / "model", {k: v for k, v in released_tensors().items() if TOWER not in k})
     edit_json(folder / "config.json", mm_vision_tower="clip")

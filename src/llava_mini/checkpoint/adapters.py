@@ -4,7 +4,6 @@
 (the same, saved beside a LoRA), and PEFT's own files.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from llava_mini.checkpoint.from_original import Renamings, rename
-from llava_mini.checkpoint.tensors import holds_weights, read_file
+from llava_mini.checkpoint.tensors import holds_weights, read_file, read_json
 
 REPLACEMENTS = ("mm_projector.bin", "non_lora_trainables.bin")
 PEFT_CONFIG = "adapter_config.json"
@@ -68,7 +67,7 @@ def read_adapter(folder: Path, renamings: Renamings) -> Adapter:
     if not (folder / PEFT_CONFIG).exists():
         return Adapter(replaced, {}, "")
 
-    peft = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    peft = read_json(folder / PEFT_CONFIG)
     kind = peft.get("peft_type", "LORA")
     unsupported = [name for name in _UNSUPPORTED if peft.get(name)]
     if kind != "LORA" or unsupported:

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from llava_mini.checkpoint.source import Source, read_json
+from llava_mini.checkpoint.source import Source
+from llava_mini.checkpoint.tensors import read_json
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.processor.published import TOKENIZER_FILES, published_settings

@@ -60,8 +60,11 @@ def translate_transformers_llava(theirs: Mapping[str, Any]) -> LlavaMiniConfig:
         _expect(theirs, field, expected)
     config = LlavaConfig(**theirs)
     vision, text = config.vision_config, config.text_config
-    assert isinstance(vision, CLIPVisionConfig)
-    assert text is not None
+    if not isinstance(vision, CLIPVisionConfig) or text is None:
+        raise ValueError(
+            f"The vision tower is of type {getattr(vision, 'model_type', None)!r}, but LLaVA-1.5 has "
+            "'clip_vision_model'. Only LLaVA-1.5 can be converted."
+        )
     return LlavaMiniConfig(vision_config=vision, text_config=text, reducer="identity", prefusion_num_layers=0)
 
 

@@ -3,13 +3,13 @@
 The layout is recognised by files and by ``model_type``, from one table.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -17,7 +17,7 @@ from llava_mini.checkpoint.adapters import Adapter, LowRank, is_adapter, read_ad
 from llava_mini.checkpoint.from_llava import TRANSFORMERS_LLAVA, translate_llava, translate_transformers_llava
 from llava_mini.checkpoint.from_original import LEGACY_BUFFERS, RELEASED, rename
 from llava_mini.checkpoint.locate import locate
-from llava_mini.checkpoint.tensors import read_folder
+from llava_mini.checkpoint.tensors import read_folder, read_json
 from llava_mini.config import LlavaMiniConfig, find_vision_tower, translate_released
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.pretrained import describe_misfit
@@ -83,7 +83,12 @@ def read_source(folder: Path, *, base: str | Path | None = None, vision_tower: s
         published = read_json(folder / "config.json" if own_config else base_folder / "config.json")
         if vision_tower is not None:
             published["mm_vision_tower"] = str(Path(vision_tower).absolute())
-        config, layout = _configure(published, folder if own_config else base_folder)
+        try:
+            config, layout = _configure(published, folder if own_config else base_folder)
+        except StrictDataclassError as error:
+            raise ValueError(
+                f"The config.json of {str(folder)!r} is not valid: {' '.join(str(error).split())}"
+            ) from error
         tensors = {
             rename(name, RENAMINGS): value
             for name, value in read_folder(base_folder).items()
@@ -94,20 +99,6 @@ def read_source(folder: Path, *, base: str | Path | None = None, vision_tower: s
             _apply(adapter, source, folder)
     _complete(source, folder, given_tower=vision_tower is not None)
     return source
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a configuration.
-
-    Raises:
-        ValueError: the file is absent or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} cannot be read. Is {str(path.parent)!r} the folder of a model?") from error
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON ({error}). Is the download complete?") from error
 
 
 def expected_tensors(config: LlavaMiniConfig) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -27,6 +28,25 @@ def holds_weights(folder: Path) -> bool:
     return any((folder / name).exists() for name in SINGLE_FILES + INDEX_FILES)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a configuration or an index.
+
+    Raises:
+        ValueError: the file is absent or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read. Is {str(path.parent)!r} the folder of a model?") from error
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error}). Is the download complete?") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{str(path)!r} holds a {type(content).__name__} instead of named values. Is it the right file?"
+        )
+    return content
+
+
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model's folder, mapped: one file or shards with an index, safetensors before ``.bin``.
 
@@ -35,8 +55,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """
     for name, index_name in zip(SINGLE_FILES, INDEX_FILES, strict=True):
         if (folder / index_name).exists():
-            weight_map = json.loads((folder / index_name).read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted(set(weight_map.values()))
+            shards = sorted(set(read_json(folder / index_name).get("weight_map", {}).values()))
             if absent := [shard for shard in shards if not (folder / shard).exists()]:
                 raise ValueError(
                     f"{str(folder / index_name)!r} names {len(shards)} shards, of which {', '.join(absent)} are "

@@ -42,7 +42,8 @@ class StrictPreTrainedModel(PreTrainedModel):
         output: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model: Any = output[0] if isinstance(output, tuple) else output  # with output_loading_info
         if model._tower_is_absent:
-            assert pretrained_model_name_or_path is not None
+            if pretrained_model_name_or_path is None:
+                raise ValueError("The state dict holds no vision tower. Add its tensors, named vision_tower.*.")
             hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
             released, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             hub.pop("subfolder", None)
@@ -63,7 +64,7 @@ class StrictPreTrainedModel(PreTrainedModel):
         super()._adjust_missing_and_unexpected_keys(loading_info)
         tower = {f"vision_tower.{name}" for name in self.vision_tower.state_dict()}
         missing = loading_info.missing_keys
-        if tower <= missing and getattr(self.config, "name_or_path", ""):
+        if tower <= missing:
             self._tower_is_absent = True
             missing = missing - tower
         error = describe_misfit(missing, loading_info.unexpected_keys, loading_info.mismatched_keys)
