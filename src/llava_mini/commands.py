@@ -4,6 +4,7 @@ Answers and tables go to stdout; progress, statistics, warnings and errors to st
 """
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
 from llava_mini.inference.engine import AnswerSettings, Engine
 from llava_mini.inference.loading import read_config
+from llava_mini.inference.media import media_parts
 from llava_mini.model import cost
 
 CHAT_HELP = """\
@@ -47,6 +49,7 @@ def prepare_terminal() -> None:
     """Keep the libraries' notices, meant for their developers, off the terminal, and tell our warnings in one line."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", category=UserWarning, module="llava_mini")
     warnings.showwarning = lambda message, *_, **__: print(f"llava-mini: warning: {message}", file=sys.stderr)
@@ -60,10 +63,13 @@ def ask(question: str, media: Sequence[Path], loading: Loading, settings: Answer
     """
     if not media:
         raise ValueError("There is no image or video to ask about. Give one or more files after the question.")
+    if not question.strip():
+        raise ValueError("The question is empty. Ask something about the image or video.")
+    parts = media_parts(media)  # files that are missing are told before a large model is loaded
     counter = _FrameCounter()
     stream = loading.engine().stream(
         question,
-        media,
+        parts,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
         num_frames=settings.num_frames,
@@ -78,8 +84,8 @@ def ask(question: str, media: Sequence[Path], loading: Loading, settings: Answer
 
 def chat(media: Sequence[Path], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
     """Talk until the input ends: lines from a terminal or a pipe, answers as they are made."""
-    counter = _FrameCounter()
-    conversation = loading.engine().chat(media, settings, counter)
+    parts, counter = media_parts(media), _FrameCounter()
+    conversation = loading.engine().chat(parts, settings, counter)
     for line in _typed_lines():
         if line == "/quit":
             return

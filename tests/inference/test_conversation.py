@@ -18,7 +18,7 @@ class Echo:
 
     def __init__(self):
         self.asked = []
-        self.error = None
+        self.error: BaseException | None = None
 
     def __call__(self, messages):
         self.asked.append(messages)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from llava_mini.checkpoint.locate import EMBEDDED, locate
+from llava_mini.checkpoint.locate import locate
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.inference.devices import choose_device, choose_dtype
 from llava_mini.inference.memory import available_memory, check_memory, fitting_frames, memory_need, meta_model
@@ -20,12 +20,16 @@ def read_config(name: str) -> LlavaMiniConfig:
     Raises:
         ValueError: there is no such model, or its folder holds no configuration.
     """
-    is_here = name in EMBEDDED or Path(name).expanduser().exists()
+    on_hub = name.count("/") == 1 and not Path(name).expanduser().exists()
     try:
-        fields, _ = LlavaMiniConfig.get_config_dict(locate(name) if is_here else name)
+        fields, _ = LlavaMiniConfig.get_config_dict(name if on_hub else locate(name))
     except OSError as error:
-        folder = locate(name)  # says what to do where there is no such name, or no network
-        raise ValueError(f"{str(folder)!r} holds no config.json. Is it the folder of a model?") from error
+        if not on_hub:
+            raise ValueError(f"{name!r} holds no config.json. Is it the folder of a model?") from error
+        raise ValueError(
+            f"{name!r} is not a folder here, and its config.json cannot be fetched from the hub. Check the name and "
+            "the network, or download the model elsewhere and give its folder."
+        ) from error
     if fields.get("model_type") != LlavaMiniConfig.model_type:
         raise ValueError(
             f"The model {name!r} is of type {fields.get('model_type')!r}, not a LLaVA-Mini. LLaVA-1.5 and adapters are "
