@@ -283,7 +283,7 @@ _RELEASED_KEYS = {
 
 
 def _sub_config(
-    value: PreTrainedConfig | dict | None, default: type[PreTrainedConfig], sizes: Mapping[str, Any]
+    value: PreTrainedConfig | dict[str, Any] | None, default: type[PreTrainedConfig], sizes: Mapping[str, Any]
 ) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value

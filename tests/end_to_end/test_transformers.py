@@ -38,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.pad_token = "<|finetune_right_pad_id|>"
-    model = tiny_model(text={"vocab_size": len(tokenizer), "eos_token_id": 521, "bos_token_id": 512, "pad_token_id": 516})
+    model = tiny_model(
+        text={"vocab_size": len(tokenizer), "eos_token_id": 521, "bos_token_id": 512, "pad_token_id": 516}
+    )
     model.generation_config.pad_token_id = 516
     model.save_pretrained(path)
     LlavaMiniProcessor.from_config(model.config, tokenizer, template="llama_3_1").save_pretrained(path)
@@ -110,7 +112,7 @@ def test_the_pipeline_answers(model: Any, processor: Any):
     assert result["generated_text"] == processor.decode(expected, skip_special_tokens=True)
 
 
-class Conversations(torch.utils.data.Dataset):
+class Conversations(torch.utils.data.Dataset[Any]):
     """Four pictures with an answer each."""
 
     def __init__(self, processor: LlavaMiniProcessor) -> None:
@@ -162,7 +164,7 @@ def test_lora_by_peft_changes_only_what_it_targets(folder: Path, processor: Any,
     reached = {name.split(".lora_")[0] for name, p in tuned.named_parameters() if p.grad is not None}
     assert len(reached) == 2 * (3 + 2)
     expected = tuned(**inputs).logits
-    tuned.save_pretrained(tmp_path)
+    tuned.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(LlavaMiniForConditionalGeneration.from_pretrained(folder), tmp_path).eval()
     torch.testing.assert_close(again(**inputs).logits, expected)
     merged: Any = again.merge_and_unload()

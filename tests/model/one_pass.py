@@ -4,11 +4,14 @@ It follows the released code: [patches | reduced | text], hidden text rows maske
 replaced by their plain embeddings, positions counted over visible rows only.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from llava_mini.flow import FusedPrompt, ModelInputs
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.prefusion import PrefusionLayer
 
 
 def fuse_one_pass(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, visible: Tensor) -> FusedPrompt:
@@ -16,12 +19,13 @@ def fuse_one_pass(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs,
     config, ids = model.config, inputs.input_ids
     is_image = ids == config.image_token_id
     embeds = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
+    pixels = inputs.pixel_values if isinstance(inputs.pixel_values, Tensor) else torch.empty(0)
     frame, rows, num_frames = 0, [], []
     for b in range(len(ids)):
         count = int(is_image[b].sum()) // config.tokens_per_frame
         num_frames.append(count)
         tokens, texts = [], []
-        for pixel_values in inputs.pixel_values[frame : frame + count] if count else []:
+        for pixel_values in pixels[frame : frame + count]:
             vision, text = _one_frame(model, pixel_values[None], embeds[b : b + 1], visible[b : b + 1])
             tokens.append(vision[0])
             texts.append(torch.where(visible[b][:, None], text[0], embeds[b]))
@@ -32,7 +36,11 @@ def fuse_one_pass(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs,
         rows.append(row)
     mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
     return FusedPrompt(
-        inputs_embeds=torch.stack(rows), attention_mask=mask, input_ids=ids, labels=inputs.labels, num_frames=tuple(num_frames)
+        inputs_embeds=torch.stack(rows),
+        attention_mask=mask,
+        input_ids=ids,
+        labels=inputs.labels,
+        num_frames=tuple(num_frames),
     )
 
 
@@ -54,7 +62,7 @@ def _one_frame(
     window = getattr(config.text, "sliding_window", None)
     mask = torch.zeros(size, size).masked_fill(~square, torch.finfo(torch.float32).min)[None, None]
     rotation = model.prefusion.rotary(hidden, positions)
-    for layer in model.prefusion.layers:
+    for layer in cast("list[PrefusionLayer]", model.prefusion.layers):
         if window is not None and _is_windowed(layer.block.self_attn, config.text.model_type):
             near = positions[0][:, None] - positions[0][None, :] < window
             layer_mask = mask.masked_fill(~near[None, None], torch.finfo(torch.float32).min)

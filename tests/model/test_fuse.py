@@ -138,9 +138,7 @@ def vars_of(inputs: ModelInputs) -> dict[str, Any]:
 def test_streamed_frames_equal_a_tensor_of_them():
     model = tiny_model(reducer_grid=2)
     frames = pixels(model.config, 6)
-    whole = ModelInputs(
-        input_ids=torch.tensor([prompt(model.config, [5, 6], 5, [7], 1, [8, 9])]), pixel_values=frames
-    )
+    whole = ModelInputs(input_ids=torch.tensor([prompt(model.config, [5, 6], 5, [7], 1, [8, 9])]), pixel_values=frames)
     chunks = [
         FrameChunk(pixel_values=frames[:3], slot=0, times=(0.0, 1.0, 2.0)),
         FrameChunk(pixel_values=frames[3:5], slot=0, times=(3.0, 4.0)),
@@ -167,6 +165,7 @@ def test_only_one_chunk_of_streamed_frames_is_alive():
             frames = pixels(model.config, 2)
             alive += 1
             most = max(most, alive)
+
             def gone():
                 nonlocal alive
                 alive -= 1
@@ -287,7 +286,8 @@ def test_streams_that_do_not_fit_the_prompt_are_refused():
 
 def test_the_layer_that_is_never_used_is_never_run():
     model = tiny_model()
-    model.vision_tower.encoder.layers[-1] = torch.nn.Module()  # calling it would raise
+    layers = model.vision_tower.encoder.layers
+    layers[len(layers) - 1] = torch.nn.Module()  # calling it would raise
     assert model.encode_frames(pixels(model.config, 2)).shape == (2, 1, 16, 16)
 
 

@@ -15,7 +15,10 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
 
 
 def one_image(model: Any) -> dict[str, Any]:
-    return {"input_ids": torch.tensor([prompt(model.config, [5, 6], 1, [7, 8])]), "pixel_values": pixels(model.config, 1)}
+    return {
+        "input_ids": torch.tensor([prompt(model.config, [5, 6], 1, [7, 8])]),
+        "pixel_values": pixels(model.config, 1),
+    }
 
 
 def greedy_by_hand(model: Any, inputs: ModelInputs, steps: int) -> torch.Tensor:
@@ -72,7 +75,7 @@ def test_every_way_of_decoding_returns_the_prompt_and_real_tokens(options: dict[
     model = tiny_model()
     inputs = one_image(model)
     torch.manual_seed(0)
-    output = model.generate(**inputs, **{**GREEDY, **options}, return_dict_in_generate=True)
+    output: Any = model.generate(**inputs, **{**GREEDY, **options}, return_dict_in_generate=True)
     length = inputs["input_ids"].shape[1]
     assert output.sequences.shape == (options.get("num_return_sequences", 1), length + 6)
     assert (output.sequences[:, :length] == inputs["input_ids"]).all()
@@ -86,10 +89,7 @@ def test_a_penalty_for_repetition_looks_at_the_prompt():
     inputs["input_ids"] = torch.tensor([prompt(model.config, [int(best[0])], 1, [7, 8])])
     first = int(model.generate(**inputs, **{**GREEDY, "max_new_tokens": 1})[0, -1])
     inputs["input_ids"] = torch.tensor([prompt(model.config, [first], 1, [7, 8])])
-    again = int(model.generate(**inputs, **{**GREEDY, "max_new_tokens": 1})[0, -1])
     penalised = model.generate(**inputs, **{**GREEDY, "max_new_tokens": 1}, repetition_penalty=1e6)
-    if again == first:
-        assert int(penalised[0, -1]) != first
     assert int(penalised[0, -1]) not in (first, 7, 8)
 
 
@@ -122,7 +122,8 @@ def test_fused_prompts_can_be_generated_from_and_trained_on():
     model = tiny_model()
     inputs = one_image(model)
     fused = model.fuse(ModelInputs(**inputs))
-    assert torch.equal(model.generate(fused=fused, **GREEDY), model.generate(**inputs, **GREEDY))
+    answers: list[Any] = [model.generate(fused=fused, **GREEDY), model.generate(**inputs, **GREEDY)]
+    assert torch.equal(*answers)
     labels = torch.tensor([[-100, -100, -100, 7, 8]])
     fused = model.fuse(ModelInputs(**inputs, labels=labels))
     ours = model(**inputs, labels=labels).loss
@@ -178,7 +179,7 @@ def test_half_precision_stays_close_to_single(dtype: torch.dtype):
     model = tiny_model()
     inputs = vars_of(mixed_batch(model))
     expected = model(**inputs).logits
-    half = tiny_model().to(dtype)
+    half = torch.nn.Module.to(tiny_model(), dtype)
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     logits = half(**inputs).logits
     assert logits.dtype == dtype
@@ -188,7 +189,7 @@ def test_half_precision_stays_close_to_single(dtype: torch.dtype):
 
 
 def test_a_float32_tower_feeds_a_bfloat16_rest():
-    model = tiny_model().to(torch.bfloat16)
+    model: Any = torch.nn.Module.to(tiny_model(), torch.bfloat16)
     model.vision_tower.float()
     logits = model(**one_image(model)).logits
     assert logits.dtype == torch.bfloat16
@@ -199,7 +200,8 @@ def test_changing_the_attention_kernel_reaches_prefusion():
     model = tiny_model()
     model.set_attn_implementation("eager")
     assert model.prefusion is not None
-    assert all(layer.config._attn_implementation == "eager" for layer in model.prefusion.layers)
+    layers: Any = model.prefusion.layers
+    assert all(layer.config._attn_implementation == "eager" for layer in layers)
     model.config.text._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="not 'flex_attention'"):
         model.fuse(ModelInputs(**one_image(model)))
@@ -220,6 +222,7 @@ def test_prefusion_can_start_from_the_language_models_first_layers():
     model = tiny_model()
     assert model.prefusion is not None
     model.prefusion.copy_from(model.language_model.model.layers)
-    for ours, theirs in zip(model.prefusion.layers, model.language_model.model.layers, strict=False):
+    pairs: Any = zip(model.prefusion.layers, model.language_model.model.layers, strict=False)
+    for ours, theirs in pairs:
         for name, value in theirs.state_dict().items():
             assert torch.equal(ours.block.state_dict()[name], value)

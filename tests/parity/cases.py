@@ -102,7 +102,7 @@ def read_case(path: Path, model: LlavaMiniForConditionalGeneration) -> Case:
         if has_place[-1]:
             used.append(frames[b])
         copies = torch.where(place, len(frames[b]) * model.config.tokens_per_frame, 1)
-        row = row.masked_fill(place, model.config.image_token_id).repeat_interleave(copies)
+        row = row.masked_fill(place, model.config.image_token_id or 0).repeat_interleave(copies)
         rows.append((row, target.repeat_interleave(copies)))
     width = max(len(row) for row, _ in rows)
     batch = {name: torch.full((len(rows), width), fill) for name, fill in (("ids", 0), ("mask", 0), ("labels", -100))}
@@ -364,7 +364,9 @@ def _check_gradients(case: Case, model: LlavaMiniForConditionalGeneration, check
     extra = [name for name in more if name != "model.embed_tokens.weight"]
     video = any(len(frames) > 1 for frames in case.frames)
     notes = [EMBEDDINGS] * (len(more) > len(extra)) + [NO_GRADIENT] * bool(extra)
-    checks.add("gradients the released code lacks", float(len(extra) if not video else 0), tolerance=0, note="; ".join(notes))
+    checks.add(
+        "gradients the released code lacks", float(len(extra) if not video else 0), tolerance=0, note="; ".join(notes)
+    )
     groups: dict[str, list[Tensor]] = {}
     for name, gradient in gradients.items():
         if gradient is not None:

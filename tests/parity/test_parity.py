@@ -21,7 +21,8 @@ def assert_reproduced(results: list[Result], at_least: int) -> None:
 @pytest.mark.parametrize(("name", "number"), MODELS.items())
 def test_every_case_of_a_model_is_reproduced(name: str, number: int):
     model = cases.load_model(FIXTURES / "models" / name)
-    tokenizer = FIXTURES / "tokenizers" / json.loads((FIXTURES / "models" / name / "meta.json").read_text())["tokenizer"]
+    about = json.loads((FIXTURES / "models" / name / "meta.json").read_text())
+    tokenizer = FIXTURES / "tokenizers" / about["tokenizer"]
     paths = sorted((FIXTURES / "cases").glob(f"{name}__*.json"))
     assert len(paths) == number
     for path in paths:
@@ -29,7 +30,7 @@ def test_every_case_of_a_model_is_reproduced(name: str, number: int):
 
 
 def test_preprocessing_is_reproduced():
-    assert_reproduced(preprocess.check(FIXTURES), at_least=50)
+    assert_reproduced(list(preprocess.check(FIXTURES)), at_least=50)
 
 
 def test_full_size_names_and_adapter_formats_are_ours():

@@ -46,7 +46,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__(config)
-        self.vision_tower = CLIPVisionModel._from_config(config.vision)
+        self.vision_tower: CLIPVisionModel = CLIPVisionModel._from_config(config.vision)
         self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
         self.reducer = build_reducer(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text)

@@ -26,7 +26,7 @@ class StrictPreTrainedModel(PreTrainedModel):
     """A transformers model that refuses a checkpoint that is not exactly its own."""
 
     config: LlavaMiniConfig
-    vision_tower: nn.Module
+    vision_tower: CLIPVisionModel
     _tower_is_absent = False
 
     @classmethod
