@@ -80,9 +80,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  a file, not a dictionary
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{str(path)!r} cannot be read as a file of tensors ({str(error).splitlines()[0]}). Is the download "
+            f"{str(path)!r} cannot be read as a file of tensors ({reason}). Is the download "
             "complete, and does it come from a source you trust?"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
