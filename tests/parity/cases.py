@@ -122,8 +122,8 @@ def read_case(path: Path, model: LlavaMiniForConditionalGeneration) -> Case:
 def _frames(tensors: dict[str, Tensor], num_prompts: int) -> list[Tensor]:
     if "in/images" in tensors:
         return [image if image.dim() == 5 else image[None] for image in tensors["in/images"]]
-    named = [tensors[f"in/images/{b}"] for b in range(num_prompts) if f"in/images/{b}" in tensors]
-    return [image if image.dim() == 5 else image[None] for image in named] or [torch.empty(0)] * num_prompts
+    named = [tensors.get(f"in/images/{b}", torch.empty(0)) for b in range(num_prompts)]
+    return [image[None] if image.dim() == 4 else image for image in named]
 
 
 def check_case(case: Case, model: LlavaMiniForConditionalGeneration, tokenizer: Path) -> list[Result]:
