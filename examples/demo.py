@@ -1,12 +1,13 @@
-"""Ask the embedded model about a picture file and a video file.
+"""Ask the embedded model about a picture file and a video file, as on the command line.
 
 Run:  make demo
 """
 
+import shlex
 import time
 from pathlib import Path
 
-from llava_mini.inference.engine import Engine
+from llava_mini_cli import main as llava_mini
 
 MEDIA = Path(__file__).parent / "media"
 QUESTIONS = {
@@ -29,23 +30,18 @@ QUESTIONS = {
 }
 
 
-def main() -> None:
+def main() -> int:
     start = time.perf_counter()
-    engine = Engine.load("tiny")
-    parameters = sum(parameter.numel() for parameter in engine.model.parameters())
-    print(f"The embedded model: {parameters / 1e6:.1f} million parameters, {engine.model.device}.")
     for name, questions in QUESTIONS.items():
         file = MEDIA / name
-        print(f"\nexamples/media/{name}")
-        stats = None
         for question in questions:
-            answer = engine.ask(question, [file])
-            stats = answer.stats
-            print(f"  {question:<56}{answer}")
-        if stats is not None:
-            print(f"  ({stats.frames} frames through {stats.vision_tokens} vision tokens)")
-    print(f"\n{time.perf_counter() - start:.1f} seconds in all. Ask your own: llava-mini ask QUESTION FILE")
+            print("$", shlex.join(["llava-mini", "ask", question, f"examples/media/{name}"]), flush=True)
+            if exit_code := llava_mini(["ask", question, str(file)]):
+                return exit_code
+        print()
+    print(f"{time.perf_counter() - start:.1f} seconds in all. To talk on: llava-mini chat FILE")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

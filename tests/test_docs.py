@@ -31,6 +31,9 @@ FEWEST_RUN = {"python": 3, "bash": 1}
 """Blocks that run, at least."""
 
 
+on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
 @dataclass(frozen=True)
 class Block:
     language: str
@@ -51,7 +54,7 @@ def blocks_of(page: Path) -> list[Block]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@on_every_page
 def test_every_block_has_a_language_and_a_known_mark(page):
     for block in blocks_of(page):
         assert block.language in LANGUAGES, f"{page.name}: say what this is, one of {LANGUAGES}:\n{block.code}"
@@ -65,7 +68,20 @@ def test_as_many_blocks_are_marked_and_run_as_should_be():
     assert all(run[language] >= least for language, least in FEWEST_RUN.items()), run
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_index_links_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".png") and path.name != "README.md"]
+    assert len(pages) >= 3
+    assert not [page.name for page in pages if f"]({page.name})" not in index]
+
+
+@on_every_page
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@on_every_page
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
