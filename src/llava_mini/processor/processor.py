@@ -159,7 +159,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         return_assistant_tokens_mask: bool = False,
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
-    ) -> str | list[str] | BatchFeature | list[list[int]] | Tensor:
+    ) -> Any:
         """Render one conversation, or a batch of them.
 
         Args:

@@ -6,10 +6,11 @@ characters it is made of. Pictures come from parts of type image and video alone
 """
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, cast
 
 from jinja2 import TemplateError
@@ -194,7 +195,7 @@ def render(
 
 def _control_strings(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Everything that would not be read as ordinary characters, longest first."""
-    strings = {*MARKS.values(), *cast(Any, tokenizer).get_added_vocab()}
+    strings = {*MARKS.values(), *_added_tokens(tokenizer)}
     return re.compile("|".join(re.escape(string) for string in sorted(strings, key=len, reverse=True)))
 
 
@@ -314,67 +315,65 @@ Token = tuple[int, int, int]
 
 
 def _encode_stretch(text: str, tokenizer: PreTrainedTokenizerBase, guard: str) -> list[Token]:
-    """Tokenise text between two media; strings between guards as ordinary characters, without the guards."""
-    if not guard or guard not in text:
-        return _encode(text, tokenizer)
-    tokens: list[Token] = []
-    position = 0
-    for index, piece in enumerate(text.split(guard)):
-        if piece:
-            inner = (_encode_plain if index % 2 else _encode)(piece, tokenizer, after_text=bool(tokens))
-            tokens += [(token, position + start, position + end) for token, start, end in inner]
-        position += len(piece) + 1
-    return tokens
-
-
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, after_text: bool = False) -> list[Token]:
-    """Tokenise text whose control tokens are control tokens.
+    """Tokenise text between two media; strings between guards as ordinary characters, without the guards.
 
     SentencePiece puts a space before every text; the fast tokenizer leaves it out when there is one already, so
-    that one is added here. ``after_text``: nothing is put before it, because other text goes before.
+    that one is added here.
     """
     if not text:
         return []
-    lead = ""
-    if after_text and _puts_space_first(tokenizer):
-        lead = "\n"
-    elif not after_text and text.startswith(" ") and _keeps_space_first(tokenizer):
-        lead = " "
-    encoded = tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    tokens = [
-        (token, start - len(lead), end - len(lead))
-        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
-    if lead == "\n":
-        return [token for token in tokens if token[2] > 0]
+    lead = " " if text.startswith(" ") and _ids(tokenizer, "a") == _ids(tokenizer, " a") else ""
+    if guard and guard in text:
+        tokens = _encode_guarded(lead, text, tokenizer, guard)
+    else:
+        encoded = tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens = [(token, *span) for token, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+    shift = len(lead)
+    return [(token, max(start - shift, 0), max(end - shift, 1)) for token, start, end in tokens]
+
+
+def _encode_guarded(lead: str, text: str, tokenizer: PreTrainedTokenizerBase, guard: str) -> list[Token]:
+    """Tokenise with control tokens renamed to what nobody can type, so that those in ``text`` are only letters."""
+    renamed, ids = _with_renamed_controls(tokenizer, guard, len(tokenizer))
+    controls = re.compile("|".join(map(re.escape, sorted(_added_tokens(tokenizer), key=len, reverse=True))) or "(?!)")
+    characters, origins = list(lead), list(range(len(lead)))
+    position = 0
+
+    def copy(end: int) -> None:
+        for index in range(position, end):
+            if text[index] != guard:
+                characters.append(text[index])
+                origins.append(index + len(lead))
+
+    for match in controls.finditer(_hide_guarded(text, guard)):
+        copy(match.start())
+        characters += [guard, *match[0], guard]
+        origins += [index + len(lead) for index in (match.start(), *range(*match.span()), match.end() - 1)]
+        position = match.end()
+    copy(len(text))
+    encoded = renamed.encode("".join(characters), add_special_tokens=False)
     return [
-        (token, max(start, 0), max(end, 1)) for token, start, end in tokens
-    ]  # an added space is part of what follows
+        (ids.get(token, token), origins[start] if start < len(origins) else 0, origins[end - 1] + 1 if end else 0)
+        for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True)
+    ]
 
 
-def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase, *, after_text: bool) -> list[Token]:
-    """Tokenise text in which no control token counts. All tokens get the extent of the whole text."""
-    lead = "\n" if after_text and _puts_space_first(tokenizer) else ""
-    ids = _plain_ids(lead + text, tokenizer)[len(_plain_ids(lead, tokenizer)) :]
-    return [(token, 0, len(text)) for token in ids]
+@lru_cache(maxsize=4)
+def _with_renamed_controls(
+    tokenizer: PreTrainedTokenizerBase, guard: str, size: int
+) -> tuple[Tokenizer, dict[int, int]]:
+    """The tokenizer with guards around the names of its control tokens, and the ids it should give them."""
+    spec = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
+    spec.update(post_processor=None, truncation=None, padding=None)
+    for token in spec["added_tokens"]:
+        token["content"] = f"{guard}{token['content']}{guard}"
+    renamed = Tokenizer.from_str(json.dumps(spec))
+    added = _added_tokens(tokenizer).items()
+    return renamed, {cast(int, renamed.token_to_id(f"{guard}{name}{guard}")): token for name, token in added}
 
 
-def _plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    backend: Tokenizer = cast(Any, tokenizer).backend_tokenizer
-    normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
-    words = backend.pre_tokenizer.pre_tokenize_str(normal) if backend.pre_tokenizer else [(normal, None)]
-    return [token.id for word, _ in words for token in backend.model.tokenize(word)]
-
-
-def _puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text gets a space in front that it would not get inside another."""
-    alone, newline, inside = (_ids(tokenizer, text) for text in ("a", "\n", "\na"))
-    return inside[len(newline) :] != alone
-
-
-def _keeps_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text gets a space in front unless it has one, so that the two cannot be told apart."""
-    return _ids(tokenizer, "a") == _ids(tokenizer, " a")
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    return cast(Any, tokenizer).get_added_vocab()
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -107,7 +107,7 @@ def choose_frames(total: int, average_fps: float, sampling: FrameSampling) -> li
 
 
 def nearest_square(image: Image.Image, size: int) -> Image.Image:
-    """The released treatment of frames: S x S pixels by nearest neighbour, without regard to proportions."""
+    """A frame at ``size`` x ``size`` pixels by nearest neighbour, without regard to its proportions (released)."""
     rows, columns = (_nearest_indices(side, size) for side in (image.height, image.width))
     return Image.fromarray(np.asarray(image)[rows][:, columns])
 
