@@ -63,7 +63,7 @@ class Ask(_Answering):
 
     question: Annotated[Positional[str], arg(metavar="QUESTION", help_behavior_hint="")]
     """What to ask."""
-    media: Annotated[Positional[tuple[Path, ...]], arg(metavar="MEDIA...", help_behavior_hint="")]
+    media: Annotated[Positional[tuple[str, ...]], arg(metavar="MEDIA...", help_behavior_hint="")]
     """Image or video files, in the order in which the question speaks of them."""
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ class Ask(_Answering):
 class Chat(_Answering):
     """Talk about images or videos. /help lists what can be typed besides questions."""
 
-    media: Annotated[Positional[tuple[Path, ...]], arg(metavar="[MEDIA...]", help_behavior_hint="")] = ()
+    media: Annotated[Positional[tuple[str, ...]], arg(metavar="[MEDIA...]", help_behavior_hint="")] = ()
     """Image or video files to begin with."""
 
     def run(self) -> None:

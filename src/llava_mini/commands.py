@@ -55,7 +55,7 @@ def prepare_terminal() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"llava-mini: warning: {message}", file=sys.stderr)
 
 
-def ask(question: str, media: Sequence[Path], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
+def ask(question: str, media: Sequence[str], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
     """Print the answer to one question while it is made.
 
     Raises:
@@ -82,7 +82,7 @@ def ask(question: str, media: Sequence[Path], loading: Loading, settings: Answer
         print(stream.stats, file=sys.stderr)
 
 
-def chat(media: Sequence[Path], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
+def chat(media: Sequence[str], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
     """Talk until the input ends: lines from a terminal or a pipe, answers as they are made."""
     parts, counter = media_parts(media), _FrameCounter()
     conversation = loading.engine().chat(parts, settings, counter)
@@ -250,7 +250,8 @@ def _obey(conversation: Conversation, line: str) -> None:
         conversation.reset()
     elif command == "/add" and argument:
         try:
-            conversation.add(Path(argument.strip()).expanduser())
+            path = argument.strip()
+            conversation.add(Path(path).expanduser() if path.startswith("~") else path)
         except (ValueError, OSError) as error:
             print(f"llava-mini: {error}", file=sys.stderr)
     else:

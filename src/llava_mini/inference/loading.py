@@ -21,11 +21,11 @@ def read_config(name: str) -> LlavaMiniConfig:
         ValueError: there is no such model, or its folder holds no configuration.
     """
     on_hub = name.count("/") == 1 and not Path(name).expanduser().exists()
+    if not on_hub and not (locate(name) / "config.json").exists():
+        raise ValueError(f"{name!r} holds no config.json. Is it the folder of a model?")
     try:
         fields, _ = LlavaMiniConfig.get_config_dict(name if on_hub else locate(name))
     except OSError as error:
-        if not on_hub:
-            raise ValueError(f"{name!r} holds no config.json. Is it the folder of a model?") from error
         raise ValueError(
             f"{name!r} is not a folder here, and its config.json cannot be fetched from the hub. Check the name and "
             "the network, or download the model elsewhere and give its folder."

@@ -1,0 +1,136 @@
+"""The console script: light until a command runs, and well-behaved as a process."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llava_mini
+import llava_mini_cli
+from tests.tiny_engine import picture, save_tiny
+
+COMMANDS = ("ask", "chat", "convert", "export", "train", "info")
+SOURCE = Path(llava_mini_cli.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory):
+    """A model that never ends its answer, and a picture."""
+    folder = tmp_path_factory.mktemp("talkative")
+    picture().save(folder / "picture.png")
+    return save_tiny(folder / "model", max_position_embeddings=1_000_000), folder / "picture.png"
+
+
+def start(*arguments, **streams):
+    """The script in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "llava_mini_cli", *map(str, arguments)], env=environment, **streams)
+
+
+@pytest.mark.parametrize("arguments", [(), *((command,) for command in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments):
+    program = (
+        "import sys, llava_mini_cli\n"
+        "try: llava_mini_cli.main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'av', 'PIL', 'llava_mini'} & set(sys.modules)\n"
+        "sys.exit(code or ' '.join(heavy) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    told = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--help"], env=environment, capture_output=True, text=True
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "usage: llava-mini" in told.stdout
+    assert all(command in told.stdout for command in (COMMANDS if not arguments else arguments))
+
+
+def test_the_version_is_the_packages(capsys):
+    assert llava_mini_cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"llava-mini {llava_mini.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["ask"],
+        ["ask", "what?", "a.png", "--frames", "2", "--fps", "1"],
+        ["ask", "what?", "a.png", "--frames", "many"],
+        ["ask", "what?", "a.png", "--quantization", "int3"],
+        ["train", "large"],
+    ],
+)
+def test_wrong_flags_end_with_2_and_a_message(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        llava_mini_cli.main(arguments)
+    told = capsys.readouterr()
+    assert end.value.code == 2
+    assert told.out == ""
+    assert told.err
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(talkative):
+    model, image = talkative
+    process = start(
+        *("ask", "what?", image, "--model", model, "--max-tokens", 900_000),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert (process.returncode, told) == (130, b"")
+
+
+def test_a_reader_that_leaves_ends_the_answer_quietly(talkative):
+    model, image = talkative
+    process = start(
+        *("ask", "what?", image, "--model", model, "--max-tokens", 900_000),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.read(1)
+    process.stdout.close()
+    told = process.stderr.read()
+    assert (process.wait(), told) == (0, b"")
+
+
+def test_ctrl_c_stops_an_answer_in_a_chat_and_ctrl_d_ends_it(talkative):
+    model, image = talkative
+    terminal, side = pty.openpty()
+    process = start(
+        *("chat", image, "--model", model, "--max-tokens", 900_000),
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        start_new_session=True,
+    )
+    os.close(side)
+
+    seen = b""
+
+    def wait_for(text):
+        nonlocal seen
+        while text not in seen:
+            seen += os.read(terminal, 4096)
+        seen = seen.split(text, 1)[1]
+
+    wait_for(b"/help lists what else can be typed")
+    wait_for(b"> ")
+    os.write(terminal, b"what?\n")
+    wait_for(b"what?\r\n")
+    seen += os.read(terminal, 1)
+    process.send_signal(signal.SIGINT)
+    wait_for(b"(stopped)\r\n")
+    os.write(terminal, b"/help\n")
+    wait_for(b"/add FILE")
+    process.send_signal(signal.SIGINT)
+    wait_for(b"Ctrl-D ends")
+    os.write(terminal, b"\x04")
+    assert process.wait() == 0
+    os.close(terminal)

@@ -1,0 +1,225 @@
+"""What commands print, and the one sentence that they end with when the input is bad."""
+
+import io
+import sys
+import warnings
+
+import av
+import numpy as np
+import pytest
+
+import llava_mini_cli
+from llava_mini import commands
+from llava_mini.config import PRESETS, preset
+from llava_mini.inference.memory import meta_model
+from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with good and bad files, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    picture().save("good.png")
+    picture(1, (64, 64)).save("truncated.png")
+    whole = (tmp_path / "truncated.png").read_bytes()
+    (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "empty.png").touch()
+    write_film(tmp_path / "film.mp4")
+    with av.open("sound.wav", "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _restore_warnings():
+    with warnings.catch_warnings():
+        yield
+
+
+def run(*arguments):
+    return llava_mini_cli.main([str(argument) for argument in arguments])
+
+
+def answer(media, max_tokens):
+    return tiny_engine().ask("what?", media, max_tokens=max_tokens).text
+
+
+def test_ask_prints_the_answer_and_nothing_else(folder, files, capsys):
+    assert run("ask", "what?", "good.png", "--model", folder, "--max-tokens", 12) == 0
+    told = capsys.readouterr()
+    assert told.out == answer(picture(), 12) + "\n"
+    assert told.err == ""
+
+
+def test_stats_go_to_stderr(folder, files, capsys):
+    assert (
+        run("ask", "what?", "film.mp4", "good.png", "--model", folder, "--max-tokens", 3, "--frames", 2, "--stats") == 0
+    )
+    told = capsys.readouterr()
+    assert "3 vision tokens" in told.err
+    assert "3 frames" in told.err
+    for part in ("media decode", "vision", "reduction", "pre-fusion", "prefill", "generation"):
+        assert part in told.err
+    assert "prefill" not in told.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "frames"), [([], 3), (["--frames", 5], 5), (["--fps", 2], 6), (["--all-frames"], 12)]
+)
+def test_flags_choose_the_frames_of_a_film(folder, files, capsys, flags, frames):
+    assert run("ask", "what?", "film.mp4", "--model", folder, "--max-tokens", 1, "--stats", *flags) == 0
+    assert f"{frames} frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["what?", "nowhere.png"], "There is no file 'nowhere.png'"),
+        (["what?", "notes.txt"], "'notes.txt' is neither an image nor a video"),
+        (["what?", "empty.png"], "'empty.png' is neither an image nor a video"),
+        (["what?", "truncated.png"], "'truncated.png' is truncated"),
+        (["what?", "sound.wav"], "'sound.wav' has sound but no video"),
+        (["what?", "."], "'.' is not a file"),
+        (["what?", "https://example.org/a.png"], "addresses are not fetched"),
+        (["what?"], "There is no image or video to ask about"),
+        ([" ", "good.png"], "The question is empty"),
+        (["what?", "good.png", "--max-tokens", 0], "max_tokens must be at least 1"),
+        (["what?", "good.png", "--temperature", -1], "temperature must be 0 or a positive number"),
+        (["what?", "film.mp4", "--frames", 0], "num_frames is 0"),
+        (["what?", "film.mp4", "--frames", 600], "context holds 512"),
+        (["what? " * 200, "good.png"], "context holds 512"),
+        (["what?", "good.png", "--device", "cuda:99"], "'cuda:99' was asked for"),
+        (["what?", "good.png", "--device", "toaster"], "There is no device 'toaster'"),
+        (["what?", "good.png", "--dtype", "float16", "--device", "cpu"], "Take bfloat16"),
+        (["what?", "good.png", "--model", "nothing"], "There is no model 'nothing'"),
+        (["what?", "good.png", "--model", "."], "'.' holds no config.json"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_sentence(folder, files, capsys, arguments, sentence):
+    model = [] if "--model" in arguments else ["--model", folder]
+    assert run("ask", *arguments, *model) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("llava-mini: ")
+    assert sentence in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_files_are_looked_at_before_a_model_is_loaded(files, monkeypatch, capsys):
+    monkeypatch.setattr(commands.Engine, "load", None)
+    assert run("ask", "what?", "nowhere.png") == 2
+    assert run("chat", "nowhere.png") == 2
+    assert capsys.readouterr().err.count("There is no file") == 2
+
+
+def test_our_warnings_are_told_in_one_line_and_those_of_libraries_are_not(folder, files, capsys):
+    assert run("ask", "what? " * 60, "good.png", "--model", folder) == 0
+    warnings.warn("a library's own affair", FutureWarning, stacklevel=1)
+    told = capsys.readouterr().err
+    assert told.startswith("llava-mini: warning: max_tokens is cut from 512 to ")
+    assert told.count("\n") == 1
+
+
+def chat(monkeypatch, lines, *arguments):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    return run("chat", *arguments)
+
+
+def test_a_chat_answers_lines_from_a_pipe(folder, files, capsys, monkeypatch):
+    lines = ["what?", "", "/add film.mp4", "and now?", "/reset", "what?", "/quit", "never asked"]
+    assert chat(monkeypatch, lines, "good.png", "--model", folder, "--max-tokens", 8) == 0
+    conversation = tiny_engine().chat(picture(), commands.AnswerSettings(max_tokens=8))
+    expected = ["".join(conversation.say("what?"))]
+    conversation.add(files / "film.mp4")
+    expected += ["".join(conversation.say("and now?")), expected[0]]
+    told = capsys.readouterr()
+    assert told.out == "".join(f"{answer}\n" for answer in expected)
+    assert told.err == ""
+
+
+def test_a_chat_needs_no_files_to_begin_with(folder, files, capsys, monkeypatch):
+    assert chat(monkeypatch, ["hello"], "--model", folder, "--max-tokens", 4) == 0
+    assert capsys.readouterr().out == tiny_engine().ask("hello", max_tokens=4).text + "\n"
+
+
+def test_an_error_in_a_chat_ends_the_turn_and_not_the_chat(folder, files, capsys, monkeypatch):
+    lines = ["/add nowhere.png", "/add", "/dance", "/add truncated.png", "what?", "what?"]
+    assert chat(monkeypatch, lines, "good.png", "--model", folder, "--max-tokens", 4) == 0
+    told = capsys.readouterr()
+    assert told.out == answer(picture(), 4) + "\n"
+    for sentence in (
+        "There is no file 'nowhere.png'",
+        "'/add' is not",
+        "'/dance' is not",
+        "truncated.png' is truncated",
+    ):
+        assert sentence in told.err
+
+
+def test_help_in_a_chat_lists_every_command(folder, capsys, monkeypatch):
+    assert chat(monkeypatch, ["/help"], "--model", folder) == 0
+    told = capsys.readouterr().out
+    assert all(command in told for command in ("/add FILE", "/reset", "/help", "/quit", "Ctrl-C"))
+
+
+def test_stats_in_a_chat_follow_each_answer(folder, files, capsys, monkeypatch):
+    assert chat(monkeypatch, ["what?", "why?"], "good.png", "--model", folder, "--max-tokens", 4, "--stats") == 0
+    assert capsys.readouterr().err.count("answer: 4 tokens") == 2
+
+
+def parts_of(printed):
+    """Parameters by part in the table."""
+    rows = [line.split() for line in printed.splitlines()]
+    names = ("vision_tower", "reducer", "projector", "prefusion", "language_model", "total")
+    return {row[0]: int(row[1].replace(",", "")) for row in rows if row and row[0] in names}
+
+
+def test_info_counts_the_parameters_of_the_real_model(folder, capsys):
+    assert run("info", folder) == 0
+    model = tiny_engine().model
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert parts_of(capsys.readouterr().out) == {**counts, "total": sum(p.numel() for p in model.parameters())}
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
+def test_info_knows_every_preset(name, capsys):
+    assert run("info", name, "--frames", 8, "--text-tokens", 20) == 0
+    told = capsys.readouterr().out
+    model = meta_model(preset(name))
+    assert parts_of(told)["total"] == sum(p.numel() for p in model.parameters())
+    assert f"{model.config.tokens_per_frame} of {model.config.patches_per_frame} vision tokens per frame" in told
+    assert "8 frame(s) and 20 text tokens" in told
+
+
+def test_info_of_an_unknown_model_lists_the_presets(capsys):
+    assert run("info", "llava-maxi") == 2
+    told = capsys.readouterr().err
+    assert all(name in told for name in PRESETS)
+
+
+def test_convert_and_export_name_what_they_made(folder, tmp_path, capsys):
+    assert run("convert", folder, tmp_path / "converted") == 0
+    assert run("export", tmp_path / "exported", "--model", folder) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [str(tmp_path / "converted"), str(tmp_path / "exported")]
+    assert told.err == ""
+    assert (tmp_path / "exported" / "front_end" / "config.json").exists()
+    picture().save(tmp_path / "good.png")
+    assert run("ask", "what?", tmp_path / "good.png", "--model", tmp_path / "converted", "--max-tokens", 12) == 0
+    assert capsys.readouterr().out == answer(picture(), 12) + "\n"
+
+
+def test_a_destination_that_exists_is_refused(folder, tmp_path, capsys):
+    for arguments in (["convert", folder, tmp_path], ["export", tmp_path, "--model", folder]):
+        assert run(*arguments) == 2
+        assert "exists already" in capsys.readouterr().err
