@@ -73,7 +73,7 @@ class Alignment:
         self.batch_size = batch_size
         self.settings = settings
         self.batch: Prefetch[AlignmentBatch] = Prefetch(self.make_batch)
-        table = model.get_input_embeddings().weight.detach().float()  # pyright: ignore[reportAttributeAccessIssue]
+        table = embedding_table(model).float()
         self.words = {
             "shape": _embedded(table, tokenizer, SHAPES),
             "colour": _embedded(table, tokenizer, tuple(COLOURS)),
@@ -99,7 +99,7 @@ class Alignment:
             random_scene(generator_of("train", index, "alignment"), self.settings)
             for index in range(first, first + self.batch_size)
         ]
-        labels = [patch_labels(scene, self.module.config.vision.patch_size) for scene in scenes]
+        labels = [patch_labels(scene, self.module.config.patch_size) for scene in scenes]
         rows = [
             [self.words[name][torch.from_numpy(getattr(label, name))] for name in self.words] for label in labels
         ]  # [F][names] of [P, D]
@@ -157,7 +157,7 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, place_weight: float)
     if place_weight == 0:
         return answers
     heads = module.place_heads
-    words = model.get_input_embeddings()(batch.frame_things.names).mean(1)  # [M, D]
+    words = embedding_table(model)[batch.frame_things.names].mean(1)  # [M, D]
     noun = heads.noun_loss(fused.inputs_embeds, batch.nouns)
     frame = heads.frame_loss(fused.inputs_embeds, words, batch.frame_things)
     return Losses(
@@ -169,6 +169,13 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, place_weight: float)
             "frame": float(frame.detach()),
         },
     )
+
+
+def embedding_table(model: LlavaMiniForConditionalGeneration) -> Tensor:
+    """Return the input embeddings of the language model, without a gradient: [vocabulary, D]."""
+    table = model.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    return table.weight.detach()
 
 
 def _embedded(table: Tensor, tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> Tensor:

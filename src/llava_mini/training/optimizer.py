@@ -89,7 +89,8 @@ class MasterAdamW:
         norm = nn.utils.clip_grad_norm_(self.masters, self.settings.max_gradient_norm, foreach=True)
         self.adam.step()
         with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.masters)
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                weight.copy_(master)
         for weight, master in zip(self.weights, self.masters, strict=True):
             weight.grad = None
             master.grad = None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_mini.data.synthetic.drawing import draw_scene, patch_labels
 from llava_mini.data.synthetic.scenes import (
@@ -62,7 +62,8 @@ class DenseVisionModel(nn.Module):
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
         self.tower = CLIPVisionModel._from_config(config, attn_implementation="eager")
-        grid = config.image_size // config.patch_size
+        self.patch_size = side_of(config.patch_size)
+        grid = side_of(config.image_size) // self.patch_size
         with torch.no_grad():
             codes = grid_codes(grid, config.hidden_size)  # [P, E]
             self.tower.embeddings.position_embedding.weight[1:] = 0.5 * codes
@@ -81,6 +82,17 @@ class DenseVisionModel(nn.Module):
         """Return the logits of each label: [F, 3, H, W] -> [F, P, classes]."""
         logits = self.heads(self.norm(self.features(pixel_values))).float()
         return dict(zip(LABEL_CLASSES, logits.split(tuple(LABEL_CLASSES.values()), dim=-1), strict=True))
+
+
+def side_of(size: object) -> int:
+    """Return one side of a square size, which transformers types loosely.
+
+    Raises:
+        ValueError: If the size is not one number.
+    """
+    if not isinstance(size, int):
+        raise ValueError(f"The vision encoder needs square pictures and patches, one number each; got {size!r}.")
+    return size
 
 
 def grid_codes(grid: int, width: int) -> Tensor:
@@ -170,7 +182,7 @@ class VisionPretraining:
             rng = generator_of("train", index, "vision")
             page = rng.random() < share_of_pages
             scenes.append(random_page(rng) if page else random_scene(rng, self.settings))
-        return labelled(scenes, self.module.tower.config.patch_size)
+        return labelled(scenes, self.module.patch_size)
 
 
 def labelled(scenes: list[Scene], patch_size: int) -> LabelledPictures:

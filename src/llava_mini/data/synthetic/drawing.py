@@ -126,7 +126,9 @@ def patch_labels(scene: Scene, patch: int = 8) -> PatchLabels:
     things = np.zeros((CANVAS, CANVAS), np.uint8)
     owners = Image.fromarray(things)
     for number, thing in enumerate(scene.things, start=1):
-        owners.paste(number, _corner(thing, CANVAS), _mask_of(thing, CANVAS).point(lambda value: 255 * (value > 127)))
+        owners.paste(
+            number, _corner(thing, CANVAS), _mask_of(thing, CANVAS).point([255 * (value > 127) for value in range(256)])
+        )
     of_thing = _largest(np.asarray(owners), patch, len(scene.things))  # [P]
     facts = np.zeros((len(scene.things) + 1, 5), np.int64)
     colours, sizes = tuple(COLOURS), tuple(SIZES)
