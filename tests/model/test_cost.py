@@ -11,6 +11,9 @@ from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from tests.tiny_models import batch, pixels, prompt, tiny_config
 
+ROTATION = 1e-3
+"""What the angles of rotary positions may add: some versions of transformers make them by a matrix product."""
+
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"reducer_grid": 2, "position_codes": "resized_query_grid"},
@@ -66,13 +69,15 @@ def test_query_reducer_costs_what_table_8_says():
 @pytest.mark.parametrize("num_frames", [0, 1, 3])
 def test_flops_equal_those_of_a_counted_forward(fields, num_frames):
     config = tiny_config(attn_implementation="eager", **fields)
-    assert counted(config, num_frames, 11) == cost.flops(config, num_frames=num_frames, num_text_tokens=11).as_dict()
+    computed = cost.flops(config, num_frames=num_frames, num_text_tokens=11).as_dict()
+    assert counted(config, num_frames, 11) == pytest.approx(computed, rel=ROTATION)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_flops_of_other_families_equal_those_of_a_counted_forward(family):
     config = tiny_config(family, attn_implementation="eager")
-    assert counted(config, 2, 7) == cost.flops(config, num_frames=2, num_text_tokens=7).as_dict()
+    computed = cost.flops(config, num_frames=2, num_text_tokens=7).as_dict()
+    assert counted(config, 2, 7) == pytest.approx(computed, rel=ROTATION)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
