@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
@@ -262,19 +263,19 @@ def _reason(error: Exception) -> str:
 
 def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
     packets: list[tuple[int | None, bool]] = []
-    damage = ""
+    end, damage = 0, ""
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.is_keyframe))
+                end = max(end, (packet.pts or 0) + (packet.duration or 0))
     except (FFmpegError, OSError) as error:
         damage = _reason(error)
-    declared = stream.frames
-    if not damage and declared > len(packets) + 1:
-        damage = f"{declared} frames are declared, {len(packets)} are there"
     time_base = stream.time_base or Fraction(1)
     times = sorted(pts for pts, _ in packets if pts is not None)
     complete = len(times) == len(packets) and len(set(times)) == len(times)
+    if complete and times and not damage:
+        damage = _missing_end(container, stream, float((end - times[0]) * time_base), len(times))
     return _FrameTable(
         times=times if complete else [],
         key_times=sorted(pts for pts, key in packets if key and pts is not None) if complete else [],
@@ -283,6 +284,21 @@ def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
         fps=_constant_rate(times if complete else [], time_base, stream),
         damage=damage,
     )
+
+
+def _missing_end(container: InputContainer, stream: VideoStream, found: float, total: int) -> str:
+    """What is missing if the file declares to be longer than its ``total`` frames last; empty if nothing is.
+
+    A difference of four frames is not damage: some containers round, or do not say how long the last frame is shown.
+    """
+    if stream.duration and stream.time_base:
+        declared = float(stream.duration * stream.time_base)
+    elif container.duration and len(container.streams) == 1:
+        declared = container.duration / av.time_base
+    else:
+        return ""
+    missing = declared - found > max(0.02 * declared, 4 * found / total)
+    return f"{found:.2f} of {declared:.2f} s are there" if missing else ""
 
 
 def _constant_rate(times: list[int], time_base: Fraction, stream: VideoStream) -> float | None:
@@ -308,10 +324,7 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
         raise ValueError(f"The video {str(path)!r} has 0 frames. Is it cut short?")
     wanted = table.choose(sampling)
     shown = 0
-    with _open(path) as container:
-        stream = _picture_stream(container, path)
-        stream.thread_type = "AUTO"
-        decoder = _Decoder(container, stream, table)
+    with _Decoder(path, table) as decoder:
         for index, repeats in itertools.groupby(wanted):
             frame = decoder.frame(index)
             if frame is None:
@@ -322,40 +335,41 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
                 shown += 1
                 yield picture
     damage = decoder.damage or table.damage
-    if damage and shown:
+    if not shown:
+        raise ValueError(f"No frame of the video {str(path)!r} can be decoded ({damage or 'no data'}). Is it damaged?")
+    if damage:
         warnings.warn(
             f"The video {str(path)!r} is damaged after {decoder.reached:.2f} s ({damage}): {shown} frames before that "
             "are seen.",
             stacklevel=2,
         )
-    if not shown:
-        raise ValueError(f"No frame of the video {str(path)!r} can be decoded ({damage or 'no data'}). Is it damaged?")
 
 
 class _Decoder:
     """Decodes forwards; asked for frames in rising order."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, table: _FrameTable) -> None:
-        self.container, self.stream, self.table = container, stream, table
-        self.damage = ""
+    def __init__(self, path: Path, table: _FrameTable) -> None:
+        self.path, self.table = path, table
         self.reached = 0.0
-        self._frames = self._decode()
-        self._position = -1
-        self._last: av.VideoFrame | None = None
+        self._jumps = bool(table.times)
+        self._start()
 
-    def frame(self, index: int) -> av.VideoFrame | None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._container.close()
+
+    def frame(self, index: int) -> VideoFrame | None:
         """The frame with this number, or None if the video is damaged before it."""
-        self._skip_to_key_frame_before(index)
-        while self._position < index:
-            frame = next(self._frames, None)
-            if frame is None:
-                if not self.damage and index < self.table.total:
-                    self.damage = self.table.damage
-                return None
-            self._position = self._number(frame)
-            self.reached = self.seconds(min(self._position, self.table.total - 1))
-            self._last = frame
-        return self._last
+        if self._jump_towards(index):
+            self._advance(index)
+            if self._position > index:  # the container's seeking is not exact
+                self._container.close()
+                self._jumps = False
+                self._start()
+        self._advance(index)
+        return self._last if self._position >= index else None
 
     def seconds(self, index: int) -> float:
         """When frame ``index`` is shown."""
@@ -364,29 +378,50 @@ class _Decoder:
             return float((times[index] - times[0]) * self.table.time_base)
         return index / self.table.fps if self.table.fps else float(index)
 
-    def _number(self, frame: av.VideoFrame) -> int:
+    def _start(self) -> None:
+        self.damage = ""
+        self._container = _open(self.path)
+        self._stream = _picture_stream(self._container, self.path)
+        self._stream.thread_type = "AUTO"
+        self._frames = self._decode()
+        self._position = -1
+        self._last: VideoFrame | None = None
+
+    def _advance(self, index: int) -> None:
+        while self._position < index:
+            frame = next(self._frames, None)
+            if frame is None:
+                self.damage = self.damage or self.table.damage or "the frames after it cannot be decoded"
+                return
+            self._position = self._number(frame)
+            self.reached = self.seconds(min(self._position, self.table.total - 1))
+            self._last = frame
+
+    def _number(self, frame: VideoFrame) -> int:
         times = self.table.times
         if times and frame.pts is not None:
             return max(bisect.bisect_right(times, frame.pts) - 1, 0)
         return self._position + 1
 
-    def _skip_to_key_frame_before(self, index: int) -> None:
-        """Jump forwards if a key frame lies between the frame decoded last and the wanted one."""
+    def _jump_towards(self, index: int) -> bool:
+        """Go to the last key frame up to the wanted one, if that skips frames."""
         times, keys = self.table.times, self.table.key_times
-        if not times or index - self._position < _WORTH_A_JUMP:
-            return
+        if not self._jumps or index - self._position < _WORTH_A_JUMP:
+            return False
         key = bisect.bisect_right(keys, times[index]) - 1
         if key < 0 or bisect.bisect_left(times, keys[key]) <= self._position + 1:
-            return
+            return False
         try:
-            self.container.seek(keys[key], stream=self.stream)
+            self._container.seek(keys[key], stream=self._stream)
         except (FFmpegError, OSError):
-            return
+            self._jumps = False
+            return False
         self._frames = self._decode()
+        return True
 
-    def _decode(self) -> Iterator[av.VideoFrame]:
+    def _decode(self) -> Iterator[VideoFrame]:
         try:
-            yield from self.container.decode(self.stream)
+            yield from self._container.decode(self._stream)
         except (FFmpegError, OSError) as error:
             self.damage = _reason(error)
 
@@ -395,7 +430,7 @@ _WORTH_A_JUMP = 8
 """Fewest frames between two wanted ones for which a jump to a key frame is tried."""
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
+def _upright(frame: VideoFrame) -> Image.Image:
     """The frame as RGB, turned as its display matrix says."""
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
