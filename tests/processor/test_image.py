@@ -4,7 +4,6 @@ import base64
 import io
 import re
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -222,8 +221,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
     body = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     (tmp_path / "bomb.png").write_bytes(header + struct.pack(">I", 4) + b"IDAT")
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="pixels"):
-        warnings.simplefilter("error")
+    with pytest.raises(ValueError, match="pixels"):
         to_rgb(tmp_path / "bomb.png")
 
 
