@@ -58,9 +58,9 @@ environment: $(READY)
 	@echo "Building .venv (once; a few minutes)"
 	@$(BASE_PYTHON) -m venv .venv
 	@rm -f .venv/ready-*
-	@.venv/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	@.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
-	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[train,quantize,peft]' --group dev
+	@.venv/bin/python -m pip install --quiet --quiet --upgrade --constraint constraints.txt pip
+	@.venv/bin/python -m pip install --quiet --quiet --constraint constraints.txt torch
+	@.venv/bin/python -m pip install --quiet --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[train,quantize,peft]' --group dev
 	@touch $@
 
 clean:
