@@ -52,12 +52,13 @@ def write_clip(
         stream.gop_size = key_frames
         if rotation:
             stream.set_display_rotation(rotation)  # type: ignore[attr-defined]
-        stream.codec_context.time_base = Fraction(1, 1000)
+        unit = Fraction(1, 1000 if times else rate)
+        stream.codec_context.time_base = unit
         for index in range(total):
             pixels = np.full((size[1], size[0], 3), shade(index, total), np.uint8)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.time_base = Fraction(1, 1000)
-            frame.pts = times[index] if times else index * 1000 // rate
+            frame.time_base = unit
+            frame.pts = times[index] if times else index
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

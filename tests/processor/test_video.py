@@ -282,8 +282,15 @@ def test_the_kind_of_a_file_is_what_is_in_it(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "picture.mp4", "PNG")
     assert kind_of_file(tmp_path / "picture.mp4") == "image"
     assert kind_of_file(write_clip(tmp_path / "clip.mkv", 3)) == "video"
+    assert kind_of_file(write_clip(tmp_path / "clip.mpg", 3, rate=25, codec="mpeg1video", b="500k")) == "video"
+    pages = [Image.new("RGB", (4, 4)) for _ in range(3)]
+    for name in ("pages.tiff", "moving.webp", "moving.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        assert kind_of_file(tmp_path / name) == "image"
     with pytest.raises(ValueError, match="There is no file"):
         kind_of_file(tmp_path / "missing")
+    with pytest.raises(ValueError, match="There is no file"):
+        kind_of_file("long" * 1000)
 
 
 def test_the_frame_rule_covers_the_stored_choices():

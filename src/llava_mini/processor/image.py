@@ -100,12 +100,15 @@ def existing_file(path: str | os.PathLike[str], kind: str) -> Path:
             f"{str(path)!r} is an address; addresses are not fetched. Download the {kind} and give the file."
         )
     path = Path(path)
-    if not path.exists():
-        raise ValueError(
-            f"There is no file {str(path)!r}. Give the path of an {kind} file that exists.".replace("an v", "a v")
-        )
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is not a file. Give the path of one {kind}.")
+    article = "an" if kind.startswith("i") else "a"
+    try:
+        exists, is_file = path.exists(), path.is_file()
+    except OSError:  # not a possible name
+        exists = is_file = False
+    if not exists:
+        raise ValueError(f"There is no file {str(path)[:200]!r}. Give the path of {article} {kind} that exists.")
+    if not is_file:
+        raise ValueError(f"{str(path)!r} is not a file. Give the path of {article} {kind}.")
     return path
 
 
@@ -208,6 +211,8 @@ def _readable(what: str) -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:
         raise ValueError(f"{what} is neither an image nor a video that can be read. Is it damaged?") from error
+    except PermissionError as error:
+        raise ValueError(f"{what} may not be read by this user. Change its permissions.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{what} has too many pixels: {error} Make it smaller before.") from error
     except (OSError, SyntaxError, EOFError) as error:

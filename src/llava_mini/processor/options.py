@@ -39,6 +39,7 @@ class ProcessingOptions:
             raise ValueError("padding='max_length' needs max_length.")
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is 'left' or 'right', got {self.padding_side!r}.")
+        _ = self.sampling  # checks what it is made of
 
     @property
     def sampling(self) -> FrameSampling:

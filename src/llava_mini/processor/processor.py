@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import torch
@@ -18,7 +19,16 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, ModelInputs
 from llava_mini.processor import prompt as prompts
-from llava_mini.processor.image import CLIP_MEAN, CLIP_STD, MAX_PIXELS, ImageMode, ViewSettings, make_views, to_rgb
+from llava_mini.processor.image import (
+    CLIP_MEAN,
+    CLIP_STD,
+    MAX_PIXELS,
+    ImageMode,
+    ViewSettings,
+    existing_file,
+    make_views,
+    to_rgb,
+)
 from llava_mini.processor.options import ProcessingOptions, read_options
 from llava_mini.processor.prompt import Message, Prompt, Slot
 from llava_mini.processor.published import read_published
@@ -301,6 +311,9 @@ class LlavaMiniProcessor(ProcessorMixin):
             continue_final_message=continue_final_message,
         )
         slots = fill_slots([checked.slots], None, None)[0]
+        for slot in slots:
+            if isinstance(slot.source, str | Path) and not str(slot.source).startswith("data:"):
+                existing_file(slot.source, slot.kind)
         ids = torch.tensor(_widened(rendered, [1] * len(slots), self.image_token_id).ids)[None]
         return ModelInputs(
             input_ids=ids,

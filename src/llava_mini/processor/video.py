@@ -146,7 +146,9 @@ def frames_of(source: VideoSource, sampling: FrameSampling, *, max_pixels: int =
 
 
 def kind_of_file(path: str | Path) -> str:
-    """``"image"`` or ``"video"``, by looking into the file. An animated GIF is a video here.
+    """``"image"`` or ``"video"``, by looking into the file.
+
+    An animated GIF is a video; other pictures with several pages or frames are images, their first one.
 
     Raises:
         ValueError: the file is missing, or it is neither.
@@ -154,7 +156,8 @@ def kind_of_file(path: str | Path) -> str:
     path = existing_file(path, "image")
     try:
         with Image.open(path) as image:
-            return "video" if getattr(image, "is_animated", False) else "image"
+            moving = image.format == "MPEG" or (image.format == "GIF" and getattr(image, "is_animated", False))
+            return "video" if moving else "image"
     except Image.DecompressionBombError:
         return "image"
     except (OSError, SyntaxError):
@@ -250,10 +253,8 @@ def _open(path: Path) -> InputContainer:
 def _picture_stream(container: InputContainer, path: Path) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        kind = "sound" if container.streams.audio else "no pictures"
-        raise ValueError(
-            f"The file {str(path)!r} has {kind} but no video. Give a file with pictures.".replace("no pictures but", "")
-        )
+        content = "sound but no video" if container.streams.audio else "no video"
+        raise ValueError(f"The file {str(path)!r} has {content}. Give a file with moving pictures.")
     return streams[0]
 
 
