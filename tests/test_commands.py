@@ -11,6 +11,7 @@ import pytest
 import llava_mini_cli
 from llava_mini import commands
 from llava_mini.config import PRESETS, preset
+from llava_mini.inference import devices
 from llava_mini.inference.memory import meta_model
 from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
 
@@ -41,7 +42,9 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _restore_warnings():
+def _same_on_every_machine(monkeypatch):
+    """Answers come from the CPU, and what a command changes about warnings is undone."""
+    monkeypatch.setattr(devices, "_is_available", lambda kind: kind == "cpu")
     with warnings.catch_warnings():
         yield
 

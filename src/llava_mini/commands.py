@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -83,18 +83,40 @@ def ask(question: str, media: Sequence[str], loading: Loading, settings: AnswerS
 
 
 def chat(media: Sequence[str], loading: Loading, settings: AnswerSettings, *, stats: bool) -> None:
-    """Talk until the input ends: lines from a terminal or a pipe, answers as they are made."""
+    """Talk until the input ends: lines from a terminal or a pipe, answers as they are made.
+
+    An error ends the turn and not the conversation; so does Ctrl-C on a terminal.
+    """
     parts, counter = media_parts(media), _FrameCounter()
     conversation = loading.engine().chat(parts, settings, counter)
-    for line in _typed_lines():
-        if line == "/quit":
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
+        print("Ask something; /help lists what else can be typed.")
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+            if line == "/quit":
+                return
+            if line.startswith("/"):
+                _obey(conversation, line)
+            elif line:
+                _print_answer(conversation.say(line), counter)
+                if stats:
+                    print(conversation.stats, file=sys.stderr)
+        except EOFError:
+            if is_terminal:
+                print()
             return
-        if line.startswith("/"):
-            _obey(conversation, line)
-        elif line:
-            _say(conversation, line, counter)
-            if stats:
-                print(conversation.stats, file=sys.stderr)
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print("\n(stopped; Ctrl-D or /quit ends)")
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            print(f"llava-mini: {error}", file=sys.stderr)
 
 
 def convert(
@@ -210,38 +232,6 @@ def _print_answer(stream: AnswerStream, counter: _FrameCounter) -> None:
         counter.clear()
 
 
-def _typed_lines() -> Iterator[str]:
-    """Lines from stdin without blanks around them; a terminal is prompted, and Ctrl-C there begins a new line."""
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401
-        print("Ask something; /help lists what else can be typed.")
-    while True:
-        try:
-            yield input("> " if is_terminal else "").strip()
-        except EOFError:
-            if is_terminal:
-                print()
-            return
-        except KeyboardInterrupt:
-            if not is_terminal:
-                raise
-            print("\n(/quit or Ctrl-D ends)")
-
-
-def _say(conversation: Conversation, text: str, counter: _FrameCounter) -> None:
-    """One turn. Ctrl-C stops the answer, an error the turn, and neither the conversation."""
-    try:
-        _print_answer(conversation.say(text), counter)
-    except KeyboardInterrupt:
-        print("\n(stopped)")
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        print(f"llava-mini: {error}", file=sys.stderr)
-
-
 def _obey(conversation: Conversation, line: str) -> None:
     command, _, argument = line.partition(" ")
     if command == "/help":
@@ -249,10 +239,7 @@ def _obey(conversation: Conversation, line: str) -> None:
     elif command == "/reset":
         conversation.reset()
     elif command == "/add" and argument:
-        try:
-            path = argument.strip()
-            conversation.add(Path(path).expanduser() if path.startswith("~") else path)
-        except (ValueError, OSError) as error:
-            print(f"llava-mini: {error}", file=sys.stderr)
+        path = argument.strip()
+        conversation.add(Path(path).expanduser() if path.startswith("~") else path)
     else:
-        print(f"llava-mini: {line!r} is not something that can be typed here.\n{CHAT_HELP}", file=sys.stderr)
+        raise ValueError(f"{line!r} is not something that can be typed here.\n{CHAT_HELP}")

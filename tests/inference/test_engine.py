@@ -227,7 +227,7 @@ def test_a_conversation_is_answered_from_all_of_its_turns(engine, film):
 
 
 def test_a_model_is_loaded_in_float32_when_it_is_small(folder):
-    engine = Engine.load(str(folder))
+    engine = Engine.load(str(folder), device="cpu")
     assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.float32}
     assert not engine.model.training
     assert engine.ask("what?", picture(), max_tokens=8).text == tiny_engine().ask("what?", picture(), max_tokens=8).text
@@ -250,7 +250,7 @@ def test_8_bit_weights_are_the_language_models_and_the_rest_keeps_16_bits(folder
 
 
 def test_8_bit_answers_stay_close(folder):
-    plain, small = (Engine.load(str(folder), dtype="float32", quantization=kind) for kind in (None, "int8"))
+    plain, small = (Engine.load(str(folder), "cpu", "float32", kind) for kind in (None, "int8"))
     messages = [user(("image", picture()), "what?")]
     inputs = plain.processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
