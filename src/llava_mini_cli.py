@@ -145,20 +145,19 @@ class Train:
 
     recipe: Positional[Literal["tiny"]]
     """tiny: the embedded model, from nothing, on drawn scenes and clips with known answers."""
-    output: Annotated[Path, arg(metavar="DIR")] = Path("runs/tiny")
-    """The run's folder: settings, curves, checkpoints, and the model at the end. A run that was cut off goes on."""
+    output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The run's folder: settings, log, checkpoints, scores, and the model. A run that was cut off goes on. Left out:
+    runs/tiny, or runs/tiny-smoke."""
     smoke: Annotated[bool, _OPTIONAL] = False
     """Run all phases in under two minutes, to see that they work."""
     minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="")] = None
     """Train for about so long. Left out: the recipe's own length."""
-    restart: Annotated[bool, _OPTIONAL] = False
-    """Start from nothing although the folder holds an earlier run."""
 
     def run(self) -> None:
         """Train."""
         from llava_mini import commands
 
-        commands.train_tiny(self.output, smoke=self.smoke, minutes=self.minutes, resume=not self.restart)
+        commands.train_tiny(self.output, smoke=self.smoke, minutes=self.minutes)
 
 
 @dataclass(frozen=True, kw_only=True)

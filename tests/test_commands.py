@@ -3,6 +3,7 @@
 import io
 import sys
 import warnings
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from llava_mini import commands
 from llava_mini.config import PRESETS, preset
 from llava_mini.inference import devices
 from llava_mini.inference.memory import meta_model
+from llava_mini.recipes import tiny
 from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
 
 
@@ -220,6 +222,22 @@ def test_convert_and_export_name_what_they_made(folder, tmp_path, capsys):
     picture().save(tmp_path / "good.png")
     assert run("ask", "what?", tmp_path / "good.png", "--model", tmp_path / "converted", "--max-tokens", 12) == 0
     assert capsys.readouterr().out == answer(picture(), 12) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder", "choice"),
+    [
+        ([], "runs/tiny", {"smoke": False, "minutes": None}),
+        (["--smoke"], "runs/tiny-smoke", {"smoke": True, "minutes": None}),
+        (["--output", "here", "--minutes", 5], "here", {"smoke": False, "minutes": 5.0}),
+    ],
+)
+def test_train_runs_the_recipe_and_names_the_model(monkeypatch, capsys, flags, folder, choice):
+    calls = []
+    monkeypatch.setattr(tiny, "train_tiny", lambda output, **given: calls.append((output, given)))
+    assert run("train", "tiny", *flags) == 0
+    assert calls == [(Path(folder), choice)]
+    assert capsys.readouterr().out == f"{folder}/model\n"
 
 
 def test_a_destination_that_exists_is_refused(folder, tmp_path, capsys):

@@ -151,11 +151,13 @@ def export(model: str, destination: Path) -> None:
     print(export(model, destination))
 
 
-def train_tiny(output: Path, *, smoke: bool, minutes: float | None, resume: bool) -> None:
-    """Train the embedded model; as in ``recipes.tiny``."""
+def train_tiny(output: Path | None, *, smoke: bool, minutes: float | None) -> None:
+    """Train the embedded model, or go on with a run that was cut off; as in ``recipes.tiny``."""
     from llava_mini.recipes.tiny import train_tiny
 
-    print(train_tiny(output, smoke=smoke, minutes=minutes, resume=resume))
+    output = output or Path("runs") / ("tiny-smoke" if smoke else "tiny")
+    train_tiny(output, smoke=smoke, minutes=minutes)
+    print(output / "model")
 
 
 def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:
