@@ -36,7 +36,9 @@ EMPTY_QUESTION = "mended: an empty question is refused; the stored prompt is com
 WITHIN_TEXT = "the placeholder stands within the text; a part is followed by a new line, so it is given as text"
 EMPTY_ANSWER = "mended: an empty answer keeps its end token; the released code drops it, reproduced by dropping it"
 VIDEO_TOKEN = "mended: a video inserts its tokens; released ids reproduced by typing the placeholder as text"
-ALL_MASKED = "mended: the released code masks every label with this template; ids compared, ours teach the answers"
+ALL_MASKED = (
+    "mended: the released code masks every label when its count is off; ids compared, ours teach the answers"
+)
 ANSWER_FIRST = "the released code drops what comes before the first question, and so does this check"
 PLAIN = "the released 'plain' drops the question; this check gives the image alone"
 REFUSED = "by design: the released code asserts one image and two turns; ours renders any conversation"
@@ -171,10 +173,10 @@ def _check_conversation(
         same = [label for label in with_slot if label != IGNORED] == [label for label in labels if label != IGNORED]
         yield Result(f"{name}_slot", float(not same), 0, "the same answers are taught when the video has its tokens")
     yield Result(f"{name}_ids", count_differences(ids, stored["input_ids"]), 0, "; ".join(notes))
-    if variant == "conditional_header" and all(label == IGNORED for label in stored["labels"]):
-        taught = any(label != IGNORED for label in labels)
-        wanted = any(role == "gpt" for role, _ in turns)
-        yield Result(f"{name}_labels", float(taught != wanted), 0, ALL_MASKED)
+    if all(label == IGNORED for label in stored["labels"]) and any(label != IGNORED for label in labels):
+        taught = sum(label != IGNORED for label in labels)
+        answered = any(role == "gpt" for role, _ in turns)
+        yield Result(f"{name}_labels", float(not answered or taught == len(labels)), 0, ALL_MASKED)
     else:
         yield Result(f"{name}_labels", count_differences(labels, stored["labels"]), 0, "; ".join(notes))
 

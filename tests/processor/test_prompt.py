@@ -10,6 +10,7 @@ from llava_mini.processor import TEMPLATES, load_template
 from llava_mini.processor.prompt import Prompt, check_messages, encode_messages, encode_text, render
 
 TOKENIZERS = Path(__file__).parents[1] / "parity/fixtures/tokenizers"
+CONTINUE = {"continue_final_message": True}
 SYSTEM = "You are a test."
 
 
@@ -174,6 +175,11 @@ def test_an_answer_can_be_continued(pair):
     whole = encode(messages, tokenizer, template)
     assert whole.ids[: len(prompt.ids)] == prompt.ids
     assert answers_of(prompt, tokenizer).strip() == "The square"
+
+
+def test_an_answer_is_begun_or_continued_not_both(tiny):
+    with pytest.raises(ValueError, match="exclude one another"):
+        text_of([user("q"), assistant("a")], tiny, load_template("tiny"), add_generation_prompt=True, **CONTINUE)
 
 
 def test_a_template_that_does_not_mark_answers_is_refused_with_answers_only(llama):

@@ -164,6 +164,8 @@ def render(
     Returns:
         The text, and where in it answers begin and end.
     """
+    if add_generation_prompt and continue_final_message:
+        raise ValueError("add_generation_prompt and continue_final_message exclude one another. Give one of them.")
     typed = _control_strings(tokenizer)
     messages = [
         {"role": message["role"], "content": _layout(message["content"], typed, guard)}
