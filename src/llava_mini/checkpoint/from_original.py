@@ -8,7 +8,7 @@ published by its authors has the same names, without reducer and pre-fusion.
 import re
 from collections.abc import Iterable
 
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 Renamings = tuple[tuple[str, str], ...]
 """Patterns of leading parts of a name, and what stands for them in our layout."""
@@ -32,7 +32,7 @@ LEGACY_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
 """Constants that old checkpoints store and transformers computes."""
 
 
-def conversion_mapping() -> list[WeightRenaming]:
+def conversion_mapping() -> list[WeightConverter | WeightRenaming]:
     """The released names in the form that transformers applies while loading."""
     return [WeightRenaming(released, ours) for released, ours in RELEASED]
 
