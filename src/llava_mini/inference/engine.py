@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Self, cast
@@ -182,8 +183,8 @@ class Engine:
                 f"{fused.inputs_embeds.shape[1]} tokens and the model's context {self._context}.",
                 stacklevel=2,
             )
-        tokens = self._tokens(fused, min(settings.max_tokens, room), settings.temperature, stats)
-        yield from text_pieces(tokens, self._decode)
+        with closing(self._tokens(fused, min(settings.max_tokens, room), settings.temperature, stats)) as tokens:
+            yield from text_pieces(tokens, self._decode)
 
     @torch.inference_mode()
     def _fuse(
@@ -231,14 +232,16 @@ class Engine:
             f"answer. {advice}"
         )
 
-    def _tokens(self, fused: FusedPrompt, max_tokens: int, temperature: float, stats: Stats) -> Iterator[int]:
+    def _tokens(self, fused: FusedPrompt, max_tokens: int, temperature: float, stats: Stats) -> Generator[int]:
         """Ids of the answer. Fills the rest of ``stats``."""
         token_id, before = -1, time.perf_counter()
-        for token_id, at in generate_tokens(self.model, fused, max_tokens=max_tokens, temperature=temperature):
-            stats.seconds["generation" if stats.answer_tokens else "prefill"] += at - before
-            stats.answer_tokens += 1
-            before = at
-            yield token_id
+        made = generate_tokens(self.model, fused, max_tokens=max_tokens, temperature=temperature)
+        with closing(made):
+            for token_id, at in made:
+                stats.seconds["generation" if stats.answer_tokens else "prefill"] += at - before
+                stats.answer_tokens += 1
+                before = at
+                yield token_id
         stats.finish_reason = "stop" if token_id in stop_ids(self.model) else "length"
 
     def _decode(self, ids: list[int]) -> str:
