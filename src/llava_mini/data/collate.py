@@ -1,7 +1,7 @@
 """From records to the tensors of a training step, through the model's own processor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from llava_mini.data.records import Noun, Record
 from llava_mini.flow import ModelInputs
 from llava_mini.processor.processor import LlavaMiniProcessor
 
+FACTS = ("colour", "shape", "size")
+"""Properties of things that are known in a drawn world."""
 LENGTH_STEP = 32
 """Batches are padded to a multiple of so many tokens: few lengths, so that kernels made for one are used again."""
 IGNORED = -100
@@ -19,17 +21,21 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class NounTokens:
-    """Where the prompts of a batch name things, and where those things are.
+    """Where the prompts of a batch name things, and what those things are.
 
-    N names of things in images; all tensors have this length.
+    N names in questions about images; all tensors have this length.
     """
 
     prompts: Tensor
     """[N] int64: which prompt."""
     tokens: Tensor
     """[N] int64: the last token of the name."""
+    present: Tensor
+    """[N] int64: 1 where there is such a thing."""
     places: Tensor
-    """[N, 2] float32: x and y of the thing, as shares of width and height."""
+    """[N, 2] float32: x and y of the thing, as shares of width and height; 0 where there is none."""
+    facts: dict[str, Tensor]
+    """[N] int64 for each property: the number of its value, ``IGNORED`` where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,9 @@ class TrainingBatch:
     """One step's records as tensors."""
 
     inputs: ModelInputs
-    """With labels at the answers."""
+    """With labels at the answers. ``pixel_values`` holds every frame once."""
+    frame_sources: Tensor
+    """[F] int64: for each frame of the prompts, in order, its row of ``pixel_values``."""
     nouns: NounTokens
     frame_things: FrameThings
 
@@ -71,14 +79,21 @@ class Collator:
         self.image_token_id = image_token_id
         self.tokens_per_frame = tokens_per_frame
 
-    def __call__(self, records: Sequence[Record]) -> TrainingBatch:
+    def __call__(self, records: Sequence[Record], *, separate: bool = False) -> TrainingBatch:
         """Return the batch of some records; every answer has labels.
+
+        Args:
+            records: Conversations, about an image or a video each.
+            separate: Whether every turn becomes a prompt of its own, all sharing the frames of their record.
 
         Raises:
             ValueError: If there are no records.
         """
         if not records:
             raise ValueError("A batch needs at least one record, got none.")
+        repeats = [len(record.turns) if separate else 1 for record in records]
+        if separate:
+            records = [replace(record, turns=(turn,)) for record in records for turn in record.turns]
         tensors = self.processor.apply_chat_template(
             [record.messages() for record in records],
             tokenize=True,
@@ -93,22 +108,25 @@ class Collator:
         pad_token_id = self.processor.tokenizer.pad_token_id
         ids = functional.pad(tensors["input_ids"], (0, missing), value=pad_token_id)
         answers = functional.pad(tensors["answer_mask"], (0, missing)).bool()
+        pixels = tensors.get("pixel_values")
+        kept, sources = _shared_frames(records, repeats)
         inputs = ModelInputs(
             input_ids=ids,
             attention_mask=functional.pad(tensors["attention_mask"], (0, missing)),
             answer_mask=answers.long(),
-            pixel_values=tensors.get("pixel_values"),
+            pixel_values=None if pixels is None else pixels[kept],
             labels=ids.masked_fill(~answers, IGNORED),
         )
         return TrainingBatch(
             inputs=inputs,
+            frame_sources=sources,
             nouns=self._nouns(records, ids.masked_fill(answers, -1)),
             frame_things=self._frame_things(records, ids),
         )
 
     def _nouns(self, records: Sequence[Record], asked: Tensor) -> NounTokens:
         """Find the names of things in questions about images. asked: [B, T], -1 at answers."""
-        found: list[tuple[int, int, tuple[float, float]]] = []
+        found: list[tuple[int, int, Noun]] = []
         for prompt, record in enumerate(records):
             if record.image is None:
                 continue
@@ -117,11 +135,17 @@ class Collator:
             for noun in nouns.values():
                 name = self._ids_of(noun)
                 places = [end for end in range(len(name), len(row) + 1) if row[end - len(name) : end] == name]
-                found += [(prompt, end - 1, noun.path[0]) for end in places]
+                found += [(prompt, end - 1, noun) for end in places]
+        nouns = [noun for _, _, noun in found]
         return NounTokens(
             prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
             tokens=torch.tensor([token for _, token, _ in found], dtype=torch.long),
-            places=torch.tensor([place for _, _, place in found], dtype=torch.float32).view(-1, 2),
+            present=torch.tensor([int(bool(noun.path)) for noun in nouns], dtype=torch.long),
+            places=torch.tensor([noun.path[0] if noun.path else (0.0, 0.0) for noun in nouns]).view(-1, 2),
+            facts={
+                name: torch.tensor([dict(noun.facts).get(name, IGNORED) for noun in nouns], dtype=torch.long)
+                for name in FACTS
+            },
         )
 
     def _frame_things(self, records: Sequence[Record], ids: Tensor) -> FrameThings:
@@ -143,3 +167,26 @@ class Collator:
 
     def _ids_of(self, noun: Noun) -> list[int]:
         return self.processor.tokenizer.encode(f" {noun.phrase}", add_special_tokens=False)
+
+
+def _shared_frames(records: Sequence[Record], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Find the frames to keep, and which of them each frame is.
+
+    Args:
+        records: Of each prompt.
+        repeats: How many prompts, one after the other, share their frames.
+
+    Returns:
+        Indices of one copy of each frame, and for each frame of the prompts its row among them.
+    """
+    kept: list[int] = []
+    sources: list[int] = []
+    prompt = 0
+    for repeat in repeats:
+        record = records[prompt]
+        count = len(record.video) if record.video else int(record.image is not None)
+        rows = list(range(len(kept), len(kept) + count))
+        kept += range(len(sources), len(sources) + count)
+        sources += rows * repeat
+        prompt += repeat
+    return torch.tensor(kept, dtype=torch.long), torch.tensor(sources, dtype=torch.long)

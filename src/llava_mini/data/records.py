@@ -8,12 +8,14 @@ from PIL import Image
 
 @dataclass(frozen=True, kw_only=True)
 class Noun:
-    """A phrase that names one thing, and where that thing is: known only in a drawn world."""
+    """A phrase that names one thing or nothing, and what it names: known only in a drawn world."""
 
     phrase: str
     """As it stands in a question, after a space: ``red circle``."""
-    path: tuple[tuple[float, float], ...]
-    """Centre (x, y) in each frame, as shares of width and height. An image has one frame."""
+    path: tuple[tuple[float, float], ...] = ()
+    """Centre (x, y) in each frame, as shares of width and height; one for an image. Empty: there is no such thing."""
+    facts: tuple[tuple[str, int], ...] = ()
+    """Names of properties with the number of their value: of the colour among all colours, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)

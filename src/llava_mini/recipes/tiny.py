@@ -36,8 +36,11 @@ from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import PhaseSettings, Task, is_finished, load_weights, train_phase
 from llava_mini.training.vision_pretraining import VisionPretraining
 
-PLACE_WEIGHT = 0.5
-"""Weight of the training-only place losses in stage 2."""
+THING_WEIGHT = 1.0
+"""Weight of the training-only losses on things in stage 2."""
+
+CONVERSATION_EVERY = 8
+"""One step of so many in stage 2 has conversations; in the others each question stands alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +95,14 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     full = TinySettings(
         config=preset("tiny"),
         world=WorldSettings(
-            scene=SceneSettings(sign_share=0.5), min_turns=5, max_turns=6, clip_share=0.3, max_frames=4
+            scene=SceneSettings(sign_share=0.5), min_turns=5, max_turns=5, clip_share=0.2, max_frames=4
         ),
         vision_scenes=SceneSettings(sign_share=0.5),
         vision_steps=3200,
         language_steps=2000,
         alignment_steps=300,
         stage_1_steps=100,
-        stage_2_steps=4000,
+        stage_2_steps=4800,
     )
     if minutes is None:
         return full
@@ -253,7 +256,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
     def stage_1() -> InstructionTuning:
         model = alignment().module
         load_weights(model, output_dir / "alignment")
-        return _tuning(settings, model, tokenizer, lambda step: _caption_records(settings, step), place_weight=0.0)
+        return _tuning(settings, model, tokenizer, lambda step: _caption_records(settings, step), thing_weight=0.0)
 
     def stage_2() -> InstructionTuning:
         before = stage_1().module
@@ -265,7 +268,12 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
         if model.prefusion is not None:
             model.prefusion.copy_from(model.language_model.model.layers)
         return _tuning(
-            settings, model, tokenizer, lambda step: _stage_2_records(settings, step), place_weight=PLACE_WEIGHT
+            settings,
+            model,
+            tokenizer,
+            lambda step: _stage_2_records(settings, step),
+            thing_weight=THING_WEIGHT,
+            conversation_every=CONVERSATION_EVERY,
         )
 
     projector_only = (
@@ -395,7 +403,8 @@ def _tuning(
     tokenizer: PreTrainedTokenizerFast,
     records_of: Callable[[int], Sequence[Record]],
     *,
-    place_weight: float,
+    thing_weight: float,
+    conversation_every: int = 1,
 ) -> InstructionTuning:
     collator = Collator(
         LlavaMiniProcessor.from_config(model.config, tokenizer, "tiny"),
@@ -403,7 +412,9 @@ def _tuning(
         tokens_per_frame=model.config.tokens_per_frame,
     )
     torch.manual_seed(settings.seed)
-    return InstructionTuning(TunedModel(model), collator, records_of, place_weight=place_weight)
+    return InstructionTuning(
+        TunedModel(model), collator, records_of, thing_weight=thing_weight, conversation_every=conversation_every
+    )
 
 
 def _caption_records(settings: TinySettings, step: int) -> list[Record]:
@@ -413,10 +424,19 @@ def _caption_records(settings: TinySettings, step: int) -> list[Record]:
 
 
 def _stage_2_records(settings: TinySettings, step: int) -> list[Record]:
-    early = step < settings.clip_start * settings.stage_2_steps
-    world = replace(settings.world, clip_share=0.0) if early else settings.world
+    """Return the records of a step. Descriptions are long, so they are asked for in conversations only."""
+    world = settings.world
+    if step < settings.clip_start * settings.stage_2_steps:
+        world = replace(world, clip_share=0.0)
+    weight = CONVERSATION_EVERY if step % CONVERSATION_EVERY == 0 else 0
+    world = replace(world, image_kinds=_with_captions(world.image_kinds, weight))
+    world = replace(world, clip_kinds=_with_captions(world.clip_kinds, weight))
     first = step * settings.batch
     return [world_record("train", index, world, "stage-2") for index in range(first, first + settings.batch)]
+
+
+def _with_captions(kinds: dict[str, float], weight: float) -> dict[str, float]:
+    return {kind: share * (weight if kind.endswith("caption") else 1.0) for kind, share in kinds.items()}
 
 
 def _vision_stage(settings: TinySettings) -> Stage:

@@ -1,6 +1,6 @@
 """The phases that train the whole path: alignment, stage 1 and stage 2.
 
-Everything goes through the seam of the model, ``fuse``, and then the unmodified language model.
+Everything goes through the parts of ``model.fuse``, and then the unmodified language model.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +24,10 @@ from llava_mini.data.synthetic.scenes import (
     random_scene,
 )
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
-from llava_mini.training.auxiliary import PlaceHeads
+from llava_mini.training.auxiliary import ThingHeads
 from llava_mini.training.language_pretraining import answer_loss
 from llava_mini.training.prefetch import Prefetch
+from llava_mini.training.shared_frames import fuse_shared
 from llava_mini.training.trainer import Losses
 from llava_mini.training.vision_pretraining import normalised
 
@@ -119,49 +120,62 @@ class TunedModel(nn.Module):
         """Add fresh heads to a model."""
         super().__init__()
         self.model = model
-        self.place_heads = PlaceHeads(model.config.text.hidden_size).to(model.dtype)
+        num_values = {"colour": len(COLOURS), "shape": len(SHAPES), "size": len(SIZES)}
+        self.thing_heads = ThingHeads(model.config.text.hidden_size, num_values).to(model.dtype)
 
 
 class InstructionTuning:
-    """The task of stages 1 and 2: answers about images and clips, with place losses if they have a weight."""
+    """The task of stages 1 and 2: answers about images and clips, with losses on things if they have a weight."""
 
-    def __init__(self, module: TunedModel, collator: Collator, records_of: RecordsOf, *, place_weight: float) -> None:
+    def __init__(
+        self,
+        module: TunedModel,
+        collator: Collator,
+        records_of: RecordsOf,
+        *,
+        thing_weight: float,
+        conversation_every: int = 1,
+    ) -> None:
         """Put the parts together.
 
         Args:
             module: The model with its heads.
             collator: From records to tensors.
             records_of: The records of a step.
-            place_weight: Weight of each place loss against the answer loss; 0 leaves them out.
+            thing_weight: Weight of each loss on things against the answer loss; 0 leaves them out.
+            conversation_every: In one of so many steps the turns of a record are one conversation; in the
+                others every question is a prompt of its own.
         """
         self.module = module
         self.collator = collator
-        self.batch: Prefetch[TrainingBatch] = Prefetch(lambda step: collator(records_of(step)))
-        self.place_weight = place_weight
+        self.batch: Prefetch[TrainingBatch] = Prefetch(
+            lambda step: collator(records_of(step), separate=step % conversation_every > 0)
+        )
+        self.thing_weight = thing_weight
 
     def losses(self, step: int) -> Losses:
         """Return the losses on the records of a step."""
-        return tuning_losses(self.module, self.batch(step), self.place_weight)
+        return tuning_losses(self.module, self.batch(step), self.thing_weight)
 
 
-def tuning_losses(module: TunedModel, batch: TrainingBatch, place_weight: float) -> Losses:
-    """Return the answer loss, with the place losses added at their weight."""
+def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float) -> Losses:
+    """Return the answer loss, with the losses on things added at their weight."""
     model = module.model
-    fused = model.fuse(batch.inputs)
+    fused = fuse_shared(model, batch.inputs, batch.frame_sources)
     language_model = model.language_model.model
     hidden = language_model(
         inputs_embeds=fused.inputs_embeds.to(model.dtype), attention_mask=fused.attention_mask
     ).last_hidden_state
     assert fused.labels is not None
     answers = answer_loss(model.language_model.lm_head, hidden, fused.labels)
-    if place_weight == 0:
+    if thing_weight == 0:
         return answers
-    heads = module.place_heads
+    heads = module.thing_heads
     words = embedding_table(model)[batch.frame_things.names].mean(1)  # [M, D]
     noun = heads.noun_loss(fused.inputs_embeds, batch.nouns)
     frame = heads.frame_loss(fused.inputs_embeds, words, batch.frame_things)
     return Losses(
-        total=answers.total + place_weight * (noun + frame),
+        total=answers.total + thing_weight * (noun + frame),
         parts={
             **answers.parts,
             "answer": float(answers.total.detach()),

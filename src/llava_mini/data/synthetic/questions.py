@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from llava_mini.data.records import Noun, Turn
-from llava_mini.data.synthetic.scenes import CANVAS, COLOURS, SHAPES, Scene, Split, Thing
+from llava_mini.data.synthetic.scenes import CANVAS, COLOURS, SHAPES, SIZES, Scene, Split, Thing
 
 MIN_GAP = 8
 """Two things are left and right (or above and below) of one another from so many units on."""
@@ -113,7 +113,11 @@ def existence(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
         near = f"{seen.colour} {rng.choice(SHAPES)}", f"{rng.choice(tuple(COLOURS))} {seen.shape}", rng.choice(SHAPES)
         name = rng.choice(near)
     question = phrased(rng, split, "is there a thing", a=with_article(name))
-    return Turn(question=question, answer=answer, kind="existence", form="is there a thing")
+    found = [thing for thing in scene.things if name in (thing.name, thing.shape)]
+    nouns: tuple[Noun, ...] = (noun_of(name, found[0]),) if len(found) == 1 else ()
+    if not found:
+        nouns = (Noun(phrase=name),)
+    return Turn(question=question, answer=answer, kind="existence", form="is there a thing", nouns=nouns)
 
 
 def colour(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -132,7 +136,8 @@ def shape(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     if thing is None:
         return None
     question = phrased(rng, split, "shape of a colour", a=thing.colour)
-    return Turn(question=question, answer=thing.shape, kind="shape", form="shape of a colour")
+    nouns = (noun_of(thing.colour, thing),)
+    return Turn(question=question, answer=thing.shape, kind="shape", form="shape of a colour", nouns=nouns)
 
 
 def count(rng: random.Random, scene: Scene, split: Split) -> Turn:
@@ -230,9 +235,9 @@ def absence(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
         return None
     name = rng.choice(missing)
     form = rng.choice(("colour of a shape", "where", "small or large"))
-    return Turn(
-        question=phrased(rng, split, form, a=name), answer=f"there is no {name}", kind="absence", form=f"absent: {form}"
-    )
+    question = phrased(rng, split, form, a=name)
+    nouns = (Noun(phrase=f"the {name}"),)
+    return Turn(question=question, answer=f"there is no {name}", kind="absence", form=f"absent: {form}", nouns=nouns)
 
 
 def caption(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -293,8 +298,13 @@ def plural(name: str) -> str:
 
 
 def noun_of(phrase: str, thing: Thing) -> Noun:
-    """Return a phrase that names a thing, with the place of the thing."""
-    return Noun(phrase=phrase, path=((thing.x / CANVAS, thing.y / CANVAS),))
+    """Return a phrase that names a thing, with place, colour, shape and size of the thing."""
+    facts = {
+        "colour": tuple(COLOURS).index(thing.colour),
+        "shape": SHAPES.index(thing.shape),
+        "size": tuple(SIZES).index(thing.size),
+    }
+    return Noun(phrase=phrase, path=((thing.x / CANVAS, thing.y / CANVAS),), facts=tuple(facts.items()))
 
 
 def _only(rng: random.Random, things: Sequence[Thing], key: Callable[[Thing], str]) -> Thing | None:
