@@ -9,11 +9,13 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from llava_mini.checkpoint.from_original import conversion_mapping
 from llava_mini.config import RELEASED_MODEL_TYPE, LlavaMiniConfig, ReleasedConfig, preset
 from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
+from llava_mini.inference.engine import Engine
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 
 __version__ = "0.1.0"
 __all__ = [
+    "Engine",
     "FrameChunk",
     "FusedPrompt",
     "LlavaMiniConfig",
