@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-logo"])'
 
 .PHONY: help demo test lint format types imports environment clean
 .DEFAULT_GOAL := help
