@@ -81,7 +81,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     """Return the settings of the shipped model, or of a run of under two minutes.
 
     Args:
-        smoke: A run that passes through every phase with scenes of one thing and three kinds of questions.
+        smoke: A run that passes through every phase with scenes of one thing and two kinds of questions.
         minutes: Scale the steps of a full run to about so many minutes on one core with fast bfloat16
             arithmetic. None: the steps of the shipped model.
 
@@ -367,19 +367,21 @@ def _smoke_settings() -> TinySettings:
         prefusion_num_layers=2,
     )
     one_thing = SceneSettings(min_things=1, max_things=1, sign_share=0.0)
-    kinds = {"existence": 1.0, "colour": 1.0, "shape": 1.0, "size": 1.0}
     return TinySettings(
         config=config,
-        world=WorldSettings(scene=one_thing, image_kinds=kinds, min_turns=3, max_turns=4),
+        world=WorldSettings(scene=one_thing, image_kinds={"colour": 1.0, "size": 1.0}, min_turns=3, max_turns=3),
         vision_scenes=SceneSettings(min_things=4, max_things=6, sign_share=0.0),
         vision_pages=(0.0, 0.0),
-        vision_steps=360,
-        language_steps=120,
-        alignment_steps=80,
-        stage_1_steps=20,
-        stage_2_steps=240,
+        vision_steps=140,
+        language_steps=160,
+        alignment_steps=50,
+        stage_1_steps=10,
+        stage_2_steps=220,
         vision_batch=16,
-        num_validation=120,
+        vision_rate=3e-3,
+        language_rate=3e-3,
+        rate=2e-3,
+        num_validation=100,
     )
 
 
