@@ -36,9 +36,7 @@ EMPTY_QUESTION = "mended: an empty question is refused; the stored prompt is com
 WITHIN_TEXT = "the placeholder stands within the text; a part is followed by a new line, so it is given as text"
 EMPTY_ANSWER = "mended: an empty answer keeps its end token; the released code drops it, reproduced by dropping it"
 VIDEO_TOKEN = "mended: a video inserts its tokens; released ids reproduced by typing the placeholder as text"
-ALL_MASKED = (
-    "mended: the released code masks every label when its count is off; ids compared, ours teach the answers"
-)
+ALL_MASKED = "mended: the released code masks every label when its count is off; ids compared, ours teach the answers"
 ANSWER_FIRST = "the released code drops what comes before the first question, and so does this check"
 PLAIN = "the released 'plain' drops the question; this check gives the image alone"
 REFUSED = "by design: the released code asserts one image and two turns; ours renders any conversation"
