@@ -62,12 +62,14 @@ def load(
 
     folder = locate(name)
     processor = LlavaMiniProcessor.from_pretrained(folder)
-    if quantized is None:
-        model = LlavaMiniForConditionalGeneration.from_pretrained(folder, dtype=number_format)
-        model.to(place)  # pyright: ignore[reportArgumentType]
-    else:
+    if quantized is not None and place.type == "cuda":  # bitsandbytes packs the weights on the card; needs accelerate
         model = LlavaMiniForConditionalGeneration.from_pretrained(
             folder, dtype=number_format, quantization_config=quantized, device_map={"": place}
         )
+    else:
+        model = LlavaMiniForConditionalGeneration.from_pretrained(
+            folder, dtype=number_format, quantization_config=quantized
+        )
+        model.to(place)  # pyright: ignore[reportArgumentType]
     model.frames_per_pass = fitting_frames(empty, number_format, quantization, available)
     return model, processor
