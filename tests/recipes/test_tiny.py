@@ -14,7 +14,7 @@ def test_a_smoke_run_passes_through_all_phases_and_beats_the_blind_guess(tmp_pat
     assert scores["all"].exact > scores["all"].blind + 0.25
 
     phases = [line["phase"] for line in read_log(tmp_path / "log.jsonl")]
-    assert list(dict.fromkeys(phases)) == ["vision", "language", "alignment", "stage-1", "stage-2"]
+    assert list(dict.fromkeys(phases)) == ["vision", "language", "stage-1", "alignment", "stage-2"]
     assert json.loads((tmp_path / "scores.json").read_text())["all"]["exact"] == scores["all"].exact
 
     model = llava_mini.LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "model")
@@ -30,7 +30,7 @@ def test_a_smoke_run_passes_through_all_phases_and_beats_the_blind_guess(tmp_pat
 
 def test_every_phase_has_a_purpose_and_rules_for_every_parameter(tmp_path):
     run = tiny(output_dir=tmp_path, smoke=True)
-    assert [phase.settings.name for phase in run.phases] == ["vision", "language", "alignment", "stage-1", "stage-2"]
+    assert [phase.settings.name for phase in run.phases] == ["vision", "language", "stage-1", "alignment", "stage-2"]
     assert all(phase.purpose for phase in run.phases)
     for phase in run.phases[:2]:
         names = [name for name, _ in phase.build().module.named_parameters()]

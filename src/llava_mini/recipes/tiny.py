@@ -2,12 +2,13 @@
 
     vision     a CLIP encoder learns what each patch shows
     language   a Llama-like model learns to answer questions about described scenes
-    alignment  projected patches come to lie where their words lie
     stage-1    the paper's: the projector alone, all patches, no pre-fusion, captions
+    alignment  projected patches come to lie where their words lie
     stage-2    the paper's: everything but the vision encoder, one token a frame, pre-fusion
 
-The first three stand in for what LLaVA takes from CLIP and Vicuna. Every phase resumes from its own
-checkpoint, so a run that was killed goes on where it was when it is started again.
+Vision, language and alignment stand in for what LLaVA takes from CLIP and Vicuna. Alignment comes after
+stage 1, because captions alone pull the projector away from the words again: colours were lost. Every phase
+resumes from its own checkpoint, so a run that was killed goes on where it was when it is started again.
 """
 
 import json
@@ -95,7 +96,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     full = TinySettings(
         config=preset("tiny"),
         world=WorldSettings(
-            scene=SceneSettings(sign_share=0.5), min_turns=5, max_turns=5, clip_share=0.2, max_frames=4
+            scene=SceneSettings(sign_share=0.5), min_turns=5, max_turns=5, clip_share=0.25, max_frames=4
         ),
         vision_scenes=SceneSettings(sign_share=0.5),
         vision_steps=3200,
@@ -244,27 +245,27 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
             settings=language_world(),
         )
 
-    def alignment() -> Alignment:
+    def stage_1() -> InstructionTuning:
         model = _build(settings, "identity")
         encoder, speaker = vision(), language()
         load_weights(encoder.module, output_dir / "vision")
         load_weights(speaker.module, output_dir / "language")
         model.vision_tower.load_state_dict(encoder.module.tower.state_dict())
         model.language_model.load_state_dict(speaker.module.state_dict())
-        return Alignment(model, tokenizer, batch_size=2 * settings.batch, settings=settings.world.scene)
-
-    def stage_1() -> InstructionTuning:
-        model = alignment().module
-        load_weights(model, output_dir / "alignment")
         return _tuning(settings, model, tokenizer, lambda step: _caption_records(settings, step), thing_weight=0.0)
 
-    def stage_2() -> InstructionTuning:
+    def alignment() -> Alignment:
         before = stage_1().module
         load_weights(before, output_dir / "stage-1")
+        return Alignment(before.model, tokenizer, batch_size=2 * settings.batch, settings=settings.world.scene)
+
+    def stage_2() -> InstructionTuning:
+        before = alignment().module
+        load_weights(before, output_dir / "alignment")
         model = _build(settings, settings.config.reducer)
-        model.vision_tower.load_state_dict(before.model.vision_tower.state_dict())
-        model.projector.load_state_dict(before.model.projector.state_dict())
-        model.language_model.load_state_dict(before.model.language_model.state_dict())
+        model.vision_tower.load_state_dict(before.vision_tower.state_dict())
+        model.projector.load_state_dict(before.projector.state_dict())
+        model.language_model.load_state_dict(before.language_model.state_dict())
         if model.prefusion is not None:
             model.prefusion.copy_from(model.language_model.model.layers)
         return _tuning(
@@ -300,19 +301,19 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
             ),
             Phase(
                 settings=PhaseSettings(
+                    name="stage-1", num_steps=settings.stage_1_steps, stage=Stage(name="stage-1", rules=projector_only)
+                ),
+                purpose="the paper's first stage: the projector alone, on captions, with all patches",
+                build=stage_1,
+            ),
+            Phase(
+                settings=PhaseSettings(
                     name="alignment",
                     num_steps=settings.alignment_steps,
                     stage=Stage(name="alignment", rules=projector_only),
                 ),
                 purpose="projected patches come to lie where their words lie",
                 build=alignment,
-            ),
-            Phase(
-                settings=PhaseSettings(
-                    name="stage-1", num_steps=settings.stage_1_steps, stage=Stage(name="stage-1", rules=projector_only)
-                ),
-                purpose="the paper's first stage: the projector alone, on captions, with all patches",
-                build=stage_1,
             ),
             Phase(
                 settings=PhaseSettings(
