@@ -195,13 +195,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what was typed after ``llava-mini``. None: what the process was started with.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _quiet_libraries()
     if arguments == ["--version"]:
         print("llava-mini", _version())
         return 0
     command = tyro.cli(
         Command, prog="llava-mini", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    _quiet_libraries()
     try:
         from llava_mini import commands
 
