@@ -180,7 +180,7 @@ class TinyRun:
     def _claim_folder(self, resume: bool) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         path = self.output_dir / "run.json"
-        facts = {"recipe": "tiny", **_facts_of(self.settings)}
+        facts = json.loads(json.dumps({"recipe": "tiny", **_facts_of(self.settings)}))  # as they come back from a file
         if path.exists():
             if not resume:
                 raise ValueError(f"{self.output_dir} already holds a run. Give an empty folder, or resume it.")
