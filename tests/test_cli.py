@@ -81,7 +81,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(talkative):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdout.read(1)
+    assert process.stdout.read(200)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert (process.returncode, told) == (130, b"")
@@ -114,17 +114,17 @@ def test_ctrl_c_stops_an_answer_in_a_chat_and_ctrl_d_ends_it(talkative):
 
     seen = b""
 
-    def wait_for(text):
+    def wait_for(text, after=0):
+        """Read until the text has come, and so many bytes after it."""
         nonlocal seen
-        while text not in seen:
+        while len(seen.partition(text)[2]) < after or text not in seen:
             seen += os.read(terminal, 4096)
-        seen = seen.split(text, 1)[1]
+        seen = seen.partition(text)[2]
 
     wait_for(b"/help lists what else can be typed")
     wait_for(b"> ")
     os.write(terminal, b"what?\n")
-    wait_for(b"what?\r\n")
-    seen += os.read(terminal, 1)
+    wait_for(b"what?\r\n", after=200)
     process.send_signal(signal.SIGINT)
     wait_for(b"(stopped;")
     wait_for(b"> ")

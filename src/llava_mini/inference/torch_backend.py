@@ -61,15 +61,16 @@ def generate_tokens(
             tokens.put(error)
 
     thread = Thread(target=work, name="llava-mini generate", daemon=True)
-    thread.start()
     try:
+        thread.start()  # an interruption may come from here on, and must not leave it alone
         while (token := tokens.get()) is not None:
             if isinstance(token, BaseException):
                 raise token
             yield token
     finally:
         stop.set()
-        thread.join()
+        if thread.is_alive():
+            thread.join()
 
 
 def stop_ids(model: LlavaMiniForConditionalGeneration) -> set[int]:
