@@ -207,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         commands.prepare_terminal()
         command.run()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the shell can close it
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -167,6 +167,8 @@ def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:
         ValueError: there is no such model or preset; the message lists the known ones.
     """
     config = _config_of(model)
+    prompt = {"num_frames": num_frames, "num_text_tokens": num_text_tokens}
+    counts, operations = cost.parameters(config), cost.flops(config, **prompt)
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     print(
         f"{model}: {config.tokens_per_frame} of {config.patches_per_frame} vision tokens per frame "
@@ -174,8 +176,6 @@ def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:
         f"{config.vision.image_size} px, {config.text.model_type} with {config.text.max_position_embeddings} "
         "positions\n"
     )
-    prompt = {"num_frames": num_frames, "num_text_tokens": num_text_tokens}
-    counts, operations = cost.parameters(config), cost.flops(config, **prompt)
     weights = cost.weight_bytes(config, dtype)
     print(f"{'part':<16}{'parameters':>18}{dtype + ' weights':>20}{'operations':>14}")
     for part, count in {**counts.as_dict(), "total": counts.total}.items():

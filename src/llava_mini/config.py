@@ -86,6 +86,12 @@ class LlavaMiniConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
+        for name in ("fuse_token_id_zero", "fuse_answers"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"LlavaMiniConfig.{name} is True or False, got {getattr(self, name)!r}.")
+        for name in ("reducer_grid", "prefusion_num_layers", "resolution_ratio", "image_token_id"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {getattr(self, name)!r}.")
         _one_of("reducer", self.reducer, get_args(ReducerName))
         _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
@@ -117,14 +123,12 @@ class LlavaMiniConfig(PreTrainedConfig):
     @property
     def vision(self) -> CLIPVisionConfig:
         """``vision_config``, always an object."""
-        assert isinstance(self.vision_config, CLIPVisionConfig)
-        return self.vision_config
+        return cast(CLIPVisionConfig, self.vision_config)
 
     @property
     def text(self) -> PreTrainedConfig:
         """``text_config``, always an object."""
-        assert isinstance(self.text_config, PreTrainedConfig)
-        return self.text_config
+        return cast(PreTrainedConfig, self.text_config)
 
     @property
     def image_size(self) -> int:
@@ -250,6 +254,7 @@ def translate_released(released: Mapping[str, Any], folder: Path | None = None) 
         for key, value in released.items()
         if key not in ours | _RELEASED_KEYS and not key.startswith(("mm_", "tokenizer_"))
     }
+    _reject_misspelt(text, ["compressor_size", "prefusion_layer_num", "resolution_ratio"])
     return {
         "model_type": LlavaMiniConfig.model_type,
         "vision_config": {**vision, "model_type": "clip_vision_model"},
@@ -289,6 +294,8 @@ def _sub_config(
         return value
     if value is None:
         return default(**sizes)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"A part of a LlavaMiniConfig is a configuration or a dictionary, got {value!r}.")
     fields: dict[str, Any] = {**value}
     return AutoConfig.for_model(str(fields.pop("model_type", default.model_type)), **fields)
 

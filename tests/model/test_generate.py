@@ -226,3 +226,45 @@ def test_prefusion_can_start_from_the_language_models_first_layers():
     for ours, theirs in pairs:
         for name, value in theirs.state_dict().items():
             assert torch.equal(ours.block.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("case", ["image only", "all labelled", "all answers"])
+def test_a_prompt_without_text_to_fuse_still_answers(case: str):
+    model = tiny_model()
+    ids = torch.tensor([prompt(model.config, 1) if case == "image only" else prompt(model.config, [5], 1, [7])])
+    inputs: dict[str, Any] = {"input_ids": ids, "pixel_values": pixels(model.config, 1)}
+    if case == "all labelled":
+        inputs["labels"] = ids.clone()
+    elif case == "all answers":
+        inputs["answer_mask"] = torch.ones_like(ids)
+    assert model(**inputs).logits.isfinite().all()
+
+
+def test_labels_in_the_places_of_frames_teach_nothing():
+    model = tiny_model()
+    inputs = one_image(model)
+    labels = inputs["input_ids"].clone()
+    expected = model(**inputs, labels=labels.masked_fill(labels == IMAGE_TOKEN, -100)).loss
+    torch.testing.assert_close(model(**inputs, labels=labels).loss, expected)
+
+
+def test_the_table_never_grows_over_the_image_token():
+    model = tiny_model(image_token_id=IMAGE_TOKEN + 8)
+    with pytest.raises(ValueError, match="would make a word of image_token_id 72"):
+        model.resize_token_embeddings(73)
+    assert model.resize_token_embeddings(72).weight.shape[0] == 72
+
+
+def test_assisted_decoding_is_refused():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="prompt_lookup_num_tokens"):
+        model.generate(**one_image(model), **GREEDY, prompt_lookup_num_tokens=2)
+    with pytest.raises(ValueError, match="assistant_model"):
+        model.generate(**one_image(model), **GREEDY, assistant_model=model.language_model)
+
+
+def test_ids_that_are_no_batch_are_refused():
+    model = tiny_model()
+    for ids in (torch.tensor([5, 6]), torch.empty(1, 0, dtype=torch.long)):
+        with pytest.raises(ValueError, match="input_ids have the shape"):
+            model(input_ids=ids)

@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,18 @@ def check(folder: Path) -> Iterator[Result]:
     yield from cases.check(folder)
     yield from preprocess.check(folder)
     for path in sorted(folder.glob("checkpoint_keys_*.json")):
-        yield check_keys(path)
+        yield from _guarded(path.stem, lambda path=path: iter([check_keys(path)]))
     adapters = folder / "adapter_formats.json"
     if adapters.exists():
-        yield from check_adapters(json.loads(adapters.read_text()), folder)
+        yield from _guarded(adapters.stem, lambda: check_adapters(json.loads(adapters.read_text()), folder))
+
+
+def _guarded(name: str, results: Callable[[], Iterator[Result]]) -> Iterator[Result]:
+    """Results, or a failed one that names what could not be read."""
+    try:
+        yield from results()
+    except (OSError, ValueError, KeyError) as error:
+        yield Result(name, float("inf"), 0, f"{type(error).__name__}: {error}")
 
 
 def check_keys(path: Path) -> Result:
@@ -51,7 +59,7 @@ def check_keys(path: Path) -> Result:
 def check_adapters(stored: dict[str, Any], folder: Path) -> Iterator[Result]:
     """Names and shapes inside adapter files are the front end of one of the folder's models."""
     front_ends = []
-    for path in sorted((folder / "models").iterdir()):
+    for path in sorted(one for one in (folder / "models").iterdir() if one.is_dir()):
         model = cases.load_model(path)
         parts = ("projector.", "reducer.", "prefusion.")
         front_ends.append({n: list(v.shape) for n, v in model.state_dict().items() if n.startswith(parts)})

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from llava_mini.config import PRESETS
+
 EMBEDDED: dict[str, str] = {"tiny": "assets/tiny"}
 """Models that come with this package, and their folders in it."""
 
@@ -40,6 +42,11 @@ def locate(name: str | Path) -> Path:
         raise ValueError(f"{text!r} is a file. Give the folder of the model.")
     if isinstance(name, str) and _HUB_NAME.fullmatch(text):
         return _download(text)
+    if text in PRESETS:
+        raise ValueError(
+            f"{text!r} names the sizes of a model, not weights. Give a folder or a name on the hub. llava-mini info "
+            f"{text} shows what it would cost."
+        )
     raise ValueError(
         f"There is no model {text!r}: it is neither a folder, nor a name on the hub (organisation/name), nor a known "
         f"model. Known models: {', '.join([*EMBEDDED, *PUBLISHED])}."

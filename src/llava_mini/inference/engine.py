@@ -21,7 +21,7 @@ from llava_mini.inference.answer import Answer, AnswerStream
 from llava_mini.inference.conversation import Conversation
 from llava_mini.inference.detokenize import text_pieces
 from llava_mini.inference.loading import load
-from llava_mini.inference.media import Media, Message, media_parts, user_message
+from llava_mini.inference.media import Media, Message, Part, media_parts, user_message
 from llava_mini.inference.stats import Clock, Stats, timed_parts
 from llava_mini.inference.torch_backend import generate_tokens, stop_ids
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -208,6 +208,9 @@ class Engine:
                 progress(stats.frames)
 
         self._check_length(stats, num_slots)
+        if settings.num_frames is not None and any(part["type"] == "video" for part in _parts(messages)):
+            promised = settings.num_frames * tokens_per_frame
+            self._check_length(replace(stats, frames=settings.num_frames, vision_tokens=promised), num_slots)
         if inputs.pixel_values is not None:
             chunks = _CountedChunks(cast("Iterator[FrameChunk]", inputs.pixel_values), clock, count)
             inputs = replace(inputs, pixel_values=chunks)
@@ -250,6 +253,12 @@ class Engine:
     @property
     def _context(self) -> int:
         return self.model.config.text.max_position_embeddings
+
+
+def _parts(messages: list[Message]) -> Iterator[Part]:
+    """All typed parts of some messages."""
+    for message in messages:
+        yield from (part for part in message["content"] if isinstance(part, dict))
 
 
 class _CountedChunks(Iterator[FrameChunk]):

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from llava_mini.checkpoint.locate import locate
+from llava_mini.checkpoint.tensors import read_json
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.inference.devices import choose_device, choose_dtype
 from llava_mini.inference.memory import available_memory, check_memory, fitting_frames, memory_need, meta_model
@@ -21,8 +22,8 @@ def read_config(name: str) -> LlavaMiniConfig:
         ValueError: there is no such model, or its folder holds no configuration.
     """
     on_hub = name.count("/") == 1 and not Path(name).expanduser().exists()
-    if not on_hub and not (locate(name) / "config.json").exists():
-        raise ValueError(f"{name!r} holds no config.json. Is it the folder of a model?")
+    if not on_hub:
+        read_json(locate(name) / "config.json")  # says what is wrong with a file that is absent or damaged
     try:
         fields, _ = LlavaMiniConfig.get_config_dict(name if on_hub else locate(name))
     except OSError as error:

@@ -30,7 +30,7 @@ def media_parts(media: Media) -> list[Part]:
     Raises:
         ValueError: a file is missing, or one of the media is neither.
     """
-    if isinstance(media, Sequence) and not isinstance(media, str):
+    if isinstance(media, Sequence) and not isinstance(media, (str, bytes)):
         return [_part(medium) for medium in media]
     return [_part(media)]
 
@@ -55,7 +55,7 @@ def _part(medium: Medium) -> Part:
 def _kind(medium: Medium) -> str:
     if isinstance(medium, str | Path):
         return "image" if str(medium).startswith("data:") else kind_of_file(medium)
-    if isinstance(medium, Image.Image):
+    if isinstance(medium, (Image.Image, bytes)):
         return "image"
     if isinstance(medium, np.ndarray | Tensor):
         return "video" if medium.ndim == 4 else "image"

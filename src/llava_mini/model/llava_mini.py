@@ -6,12 +6,12 @@
 which stays as transformers wrote it (paper, appendix E.3).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationMixin
+from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
@@ -67,6 +67,20 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the language model's table."""
         self.language_model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize the language model's table, but not over the id that marks the places of frames.
+
+        Raises:
+            ValueError: the new table would have a row for ``image_token_id``.
+        """
+        image_token_id = cast(int, self.config.image_token_id)
+        if new_num_tokens is not None and new_num_tokens > image_token_id:
+            raise ValueError(
+                f"A table of {new_num_tokens} tokens would make a word of image_token_id {image_token_id}, which marks "
+                "the places of frames. Give the configuration a larger image_token_id first."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
         """The language model's head."""
@@ -141,6 +155,10 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             ValueError: frames and their places do not agree, or there is no frame where one was promised.
         """
         config, ids = self.config, inputs.input_ids
+        if ids.dim() != 2 or not ids.numel():
+            raise ValueError(
+                f"input_ids have the shape {tuple(ids.shape)}, expected (prompts, tokens) with at least one."
+            )
         is_image = ids == config.image_token_id
         embeds = self.get_input_embeddings()(ids.masked_fill(is_image, 0))  # [B, T, D]
         mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
@@ -168,7 +186,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             frames = torch.tensor([sum(slots.counts)], device=ids.device)
 
         embeds = splice.unpack(embeds, text / frames.clamp(min=1)[:, None, None], packed, frames > 0)
-        labels = inputs.labels
+        labels = None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100)
         if streamed:
             embeds = splice.widen(embeds, is_image, copies)
             mask, ids = splice.widen(mask, is_image, copies), splice.widen(ids, is_image, copies)
@@ -251,7 +269,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                     labels=labels,
                 )
             )
-            input_ids, inputs_embeds = None, fused.inputs_embeds
+            input_ids, inputs_embeds, labels = None, fused.inputs_embeds, fused.labels
+            attention_mask = None if attention_mask is None else fused.attention_mask
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
@@ -290,7 +309,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             Ids of prompt and answer, [B, S + new], or what ``return_dict_in_generate`` asks for.
 
         Raises:
-            ValueError: neither or both of ``input_ids`` and ``fused``, or a cache that holds an earlier turn.
+            ValueError: neither or both of ``input_ids`` and ``fused``, a cache that holds an earlier turn, or a prompt
+                longer than the model's context.
         """
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
@@ -298,6 +318,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"generate() was given a cache of {cache.get_seq_length()} positions. Frames change all the text of a "
                 "prompt, so a cache from an earlier turn does not fit: pass the whole conversation instead."
             )
+        _refuse_assistance(kwargs, self.generation_config)
         if (input_ids is None) == (fused is None):
             raise ValueError("generate() needs input_ids (from the processor) or fused (from fuse()), one of the two.")
         if fused is None:
@@ -308,6 +329,12 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                     answer_mask=answer_mask,
                     pixel_values=pixel_values,
                 )
+            )
+        length, context = fused.inputs_embeds.shape[1], self.config.text.max_position_embeddings
+        if length >= context:
+            raise ValueError(
+                f"The prompt has {length} tokens, but the model's context holds {context}, one of them for the answer. "
+                "Give fewer frames or less text, or load the model with a larger text_config.max_position_embeddings."
             )
         is_image = fused.input_ids == self.config.image_token_id
         # Penalties look prompt ids up among the logits, where the image token has no place.
@@ -323,6 +350,21 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         copies = sequences.shape[0] // fused.input_ids.shape[0]
         sequences[:, : known_ids.shape[1]] = fused.input_ids.repeat_interleave(copies, dim=0)
         return cast("Tensor | ModelOutput", output)
+
+
+def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig | None) -> None:
+    """Refuse what transformers cannot do exactly with embedded prompts.
+
+    Raises:
+        ValueError: drafts by another model or by look-up are asked for.
+    """
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+        sources = (arguments, *(vars(one) for one in (arguments.get("generation_config"), default) if one is not None))
+        if any(source.get(name) is not None for source in sources):
+            raise ValueError(
+                f"generate() was given {name}. transformers' assisted decoding does not start from embeddings, as "
+                "every prompt here does, and would change answers. Leave it out."
+            )
 
 
 class _Slots:

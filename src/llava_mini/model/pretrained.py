@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self, cast
 
+from safetensors import SafetensorError
 from transformers import CLIPVisionModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
@@ -35,10 +36,16 @@ class StrictPreTrainedModel(PreTrainedModel):
         """Load our layout or the released one, with all arguments of transformers.
 
         Raises:
-            ValueError: tensors are missing, unexpected or misshapen, or the vision tower is in neither the checkpoint
-                nor the place that its configuration names.
+            ValueError: tensors are missing, unexpected or misshapen, a file of weights is damaged, or the vision
+                tower is in neither the checkpoint nor the place that its configuration names.
         """
-        output: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        try:
+            output: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights in {str(pretrained_model_name_or_path)!r} are damaged ({error}). Was their download "
+                "interrupted? Fetch them again."
+            ) from error
         model: Any = output[0] if isinstance(output, tuple) else output  # with output_loading_info
         if model._tower_is_absent:
             if pretrained_model_name_or_path is None:

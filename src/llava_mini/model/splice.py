@@ -44,7 +44,7 @@ def fusible(inputs: ModelInputs, *, image_token_id: int, fuse_token_id_zero: boo
 def pack(embeds: Tensor, visible: Tensor) -> PackedText:
     """Move the visible rows of each prompt to the left. embeds: [B, T, D], visible: [B, T] bool."""
     lengths = visible.sum(1)
-    longest = int(lengths.max())
+    longest = max(int(lengths.max()), 1)  # pre-fusion needs a row, even one that nobody reads
     source = torch.argsort((~visible).int(), dim=1, stable=True)[:, :longest]  # [B, N]
     packed = embeds.gather(1, source[..., None].expand(-1, -1, embeds.shape[-1]))  # [B, N, D]
     valid = torch.arange(longest, device=embeds.device) < lengths[:, None]

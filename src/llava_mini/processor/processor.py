@@ -7,7 +7,7 @@ with the frames of the whole batch in the order of their places in the prompts.
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
@@ -30,8 +30,8 @@ from llava_mini.processor.image import (
     to_rgb,
 )
 from llava_mini.processor.options import ProcessingOptions, read_options
-from llava_mini.processor.prompt import Message, Prompt, Slot
-from llava_mini.processor.published import read_published
+from llava_mini.processor.prompt import TEMPLATES, Message, Prompt, Slot, load_template
+from llava_mini.processor.published import read_published, require_tokenizer
 from llava_mini.processor.slots import fill_slots
 from llava_mini.processor.video import FrameSampling, chunks, frames_of, nearest_square
 
@@ -45,21 +45,6 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "r
 
 FRAMES_PER_CHUNK = 8
 """Most frames of a stream that are in memory at a time."""
-
-TEMPLATES = ("vicuna_v1", "llava_v1", "llama_3_1", "tiny", "plain")
-"""Chat templates by name. ``llava_v1`` says "human" where ``vicuna_v1`` says "user"; ``plain`` is the
-caption format of stage 1."""
-
-
-def load_template(name: str) -> str:
-    """The chat template called ``name``, in Jinja.
-
-    Raises:
-        ValueError: there is none; the message lists the known ones.
-    """
-    if name not in TEMPLATES:
-        raise ValueError(f"There is no chat template {name!r}. The templates are: {', '.join(TEMPLATES)}.")
-    return (files("llava_mini.processor") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 class LlavaMiniProcessor(ProcessorMixin):
@@ -108,6 +93,8 @@ class LlavaMiniProcessor(ProcessorMixin):
             )
         if frame_resize not in get_args(FrameResize):
             raise ValueError(f"frame_resize is one of {', '.join(get_args(FrameResize))}; got {frame_resize!r}.")
+        if not isinstance(num_begin_tokens, int) or num_begin_tokens < 0:
+            raise ValueError(f"num_begin_tokens is a number of tokens, at least 0; got {num_begin_tokens!r}.")
         self.image_token_id = image_token_id
         self.tokens_per_frame = tokens_per_frame
         self.image_size = image_size
@@ -263,6 +250,8 @@ class LlavaMiniProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError("text is a string or a list of strings with at least one.")
+        for one in texts:
+            prompts.require_unicode(one)
         begin = self.num_begin_tokens if add_special_tokens else None
         rendered = [prompts.encode_text(one, self.tokenizer, num_begin_tokens=begin) for one in texts]
         slots = fill_slots([[Slot(kind=kind, source=None) for kind in one.kinds] for one in rendered], *media)
@@ -349,7 +338,14 @@ class LlavaMiniProcessor(ProcessorMixin):
         """
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
         if (published := read_published(pretrained_model_name_or_path, **hub)) is None:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            require_tokenizer(pretrained_model_name_or_path)
+            try:
+                return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            except JSONDecodeError as error:
+                raise ValueError(
+                    f"A JSON file of the processor in {str(pretrained_model_name_or_path)!r} is damaged ({error}). Was "
+                    "its download interrupted?"
+                ) from error
         config, tokenizer, settings = published
         return cls.from_config(config, tokenizer, **settings)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.resources import files
 from typing import Any, Literal, cast
 
 from jinja2 import TemplateError
@@ -27,6 +28,21 @@ ROLES = ("system", "user", "assistant")
 PART_TYPES = ("text", "image", "video", "image_url")
 
 Message = Mapping[str, Any]
+
+TEMPLATES = ("vicuna_v1", "llava_v1", "llama_3_1", "tiny", "plain")
+"""Chat templates by name. ``llava_v1`` says "human" where ``vicuna_v1`` says "user"; ``plain`` is the
+caption format of stage 1."""
+
+
+def load_template(name: str) -> str:
+    """The chat template called ``name``, in Jinja.
+
+    Raises:
+        ValueError: there is none; the message lists the known ones.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"There is no chat template {name!r}. The templates are: {', '.join(TEMPLATES)}.")
+    return (files("llava_mini.processor") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +132,18 @@ def _check_part(part: Any) -> dict[str, Any]:
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise ValueError(f"A text part holds {type(part.get('text')).__name__} instead of a string under 'text'.")
-        return {"type": "text", "text": part["text"]}
-    keys = {"image": ("image", "url", "path"), "video": ("video", "url", "path"), "image_url": ("image_url",)}[kind]
+        require_unicode(part["text"])
+    keys = {
+        "text": ("text",),
+        "image": ("image", "url", "path"),
+        "video": ("video", "url", "path"),
+        "image_url": ("image_url",),
+    }[kind]
     unknown = set(part) - {"type", *keys}
     if unknown:
         raise ValueError(f"A part of type {kind} has the unknown key {min(unknown)!r}; it can have {', '.join(keys)}.")
+    if kind == "text":
+        return {"type": "text", "text": part["text"]}
     given = [part[key] for key in keys if part.get(key) is not None]
     if len(given) > 1:
         raise ValueError(f"A part of type {kind} names {len(given)} sources. Give one of {', '.join(keys)}.")
@@ -128,6 +151,20 @@ def _check_part(part: Any) -> dict[str, Any]:
     if kind == "image_url":
         kind, source = "image", source.get("url") if isinstance(source, Mapping) else source
     return {"type": kind, "source": source}
+
+
+def require_unicode(text: str) -> None:
+    """Refuse text that no tokenizer can read.
+
+    Raises:
+        ValueError: it holds bytes that were not UTF-8 when it was typed.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text {text[:40]!r} holds bytes that are not UTF-8. Is the terminal or the file in another encoding?"
+        ) from error
 
 
 def require_question(conversation: CheckedMessages) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -89,3 +90,17 @@ def read_published(
     config = LlavaMiniConfig.from_pretrained(name, **hub_arguments)
     end_token = tokenizer.eos_token
     return config, tokenizer, published_settings(published, end_token if isinstance(end_token, str) else None)
+
+
+def require_tokenizer(name: str | os.PathLike[str]) -> None:
+    """Refuse a folder without a tokenizer; a name on the hub is looked at when it is fetched.
+
+    Raises:
+        ValueError: none of the files is there.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
+        raise ValueError(
+            f"{str(folder)!r} holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). Copy its files there from "
+            "where the model came."
+        )
