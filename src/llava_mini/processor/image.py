@@ -22,6 +22,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from llava_mini.processor.container import PICTURE_ERRORS, is_film, not_a_picture, reason
+
 ImageMode = Literal["pad", "center_crop", "squash"]
 """How a picture becomes square: padded with the mean colour; short side resized and the middle cut
 out (the released setting, called ``square`` there); or resized without regard to its proportions.
@@ -99,6 +101,8 @@ def existing_file(path: str | os.PathLike[str], kind: str) -> Path:
         raise ValueError(
             f"{str(path)!r} is an address; addresses are not fetched. Download the {kind} and give the file."
         )
+    if not str(path):
+        raise ValueError(f"The path of the {kind} is '', which names no file. Give the path of a file.")
     path = Path(path)
     article = "an" if kind.startswith("i") else "a"
     try:
@@ -205,22 +209,26 @@ def _data_address(address: str) -> bytes:
 
 
 @contextmanager
-def _readable(what: str) -> Iterator[None]:
-    """Say what is wrong with a file in one sentence."""
+def _readable(what: str, path: Path | None = None) -> Iterator[None]:
+    """Say what is wrong with a file in one sentence; with its path, also whether it is a video."""
     try:
         yield
     except UnidentifiedImageError as error:
-        raise ValueError(f"{what} is neither an image nor a video that can be read. Is it damaged?") from error
+        if path is not None and is_film(path):
+            raise ValueError(f"{what} is a video, not an image. Give it as a video part.") from error
+        raise ValueError(f"{what} {not_a_picture(path)}") from error
     except PermissionError as error:
         raise ValueError(f"{what} may not be read by this user. Change its permissions.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{what} has too many pixels: {error} Make it smaller before.") from error
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{what} is truncated or damaged: {error}. Get the file again.") from error
+    except PICTURE_ERRORS as error:
+        raise ValueError(f"{what} is truncated or damaged: {reason(error)}. Get the file again.") from error
 
 
 def _file_to_rgb(file: Path | io.BytesIO, what: str, max_pixels: int) -> Image.Image:
-    with _readable(what), Image.open(file) as image:
+    with _readable(what, file if isinstance(file, Path) else None):
+        image = Image.open(file)
+    with image:
         return _pil_to_rgb(image, what, max_pixels)
 
 
@@ -229,13 +237,20 @@ def _pil_to_rgb(image: Image.Image, what: str, max_pixels: int) -> Image.Image:
     with _readable(what):
         image.load()
         turned = ImageOps.exif_transpose(image)
-    if turned.mode.startswith("I") or turned.mode == "F":
+        if not (turned.mode.startswith("I") or turned.mode == "F"):
+            return _opaque(turned)
+    try:
         return _array_to_rgb(np.array(turned), max_pixels, bits=16 if turned.mode.startswith("I") else 8)
-    if turned.has_transparency_data:
-        opaque = Image.new("RGBA", turned.size, (*_BACKGROUND, 255))
-        opaque.alpha_composite(turned.convert("RGBA"))
-        turned = opaque
-    return turned.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{what} has pixel values that are no colours: {error}") from error
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque
+    return image.convert("RGB")
 
 
 def _array_to_rgb(image: np.ndarray | Tensor, max_pixels: int, *, bits: int = 8) -> Image.Image:

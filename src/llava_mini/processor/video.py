@@ -21,13 +21,12 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.error import FFmpegError
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 
+from llava_mini.processor.container import FILM_ERRORS, PICTURE_ERRORS, open_film, picture_stream, reason
 from llava_mini.processor.image import MAX_PIXELS, ImageSource, check_pixels, existing_file, to_rgb
 
 VideoSource = str | Path | np.ndarray | Tensor | Sequence[ImageSource] | Iterator[ImageSource]
@@ -160,8 +159,8 @@ def kind_of_file(path: str | Path) -> str:
             return "video" if moving else "image"
     except Image.DecompressionBombError:
         return "image"
-    except (OSError, SyntaxError):
-        with _open(path):
+    except PICTURE_ERRORS:
+        with open_film(path):
             return "video"
 
 
@@ -234,34 +233,6 @@ class _FrameTable:
         return [bisect.bisect_right(self.times, moment) - 1 for moment in moments]
 
 
-def _open(path: Path) -> InputContainer:
-    try:
-        container = av.open(str(path))
-    except (FFmpegError, ValueError) as error:
-        raise ValueError(
-            f"The file {str(path)!r} is neither an image nor a video that can be read ({_reason(error)}). Is it "
-            "damaged?"
-        ) from error
-    try:
-        _picture_stream(container, path)
-    except ValueError:
-        container.close()
-        raise
-    return container
-
-
-def _picture_stream(container: InputContainer, path: Path) -> VideoStream:
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        content = "sound but no video" if container.streams.audio else "no video"
-        raise ValueError(f"The file {str(path)!r} has {content}. Give a file with moving pictures.")
-    return streams[0]
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).strip().rstrip(".")
-
-
 def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
     packets: list[tuple[int | None, bool]] = []
     end, damage = 0, ""
@@ -270,8 +241,8 @@ def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.is_keyframe))
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
-    except (FFmpegError, OSError) as error:
-        damage = _reason(error)
+    except FILM_ERRORS as error:
+        damage = reason(error)
     time_base = stream.time_base or Fraction(1)
     times = sorted(pts for pts, _ in packets if pts is not None)
     complete = len(times) == len(packets) and len(set(times)) == len(times)
@@ -316,8 +287,8 @@ def _constant_rate(times: list[int], time_base: Fraction, stream: VideoStream) -
 
 
 def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterator[Frame]:
-    with _open(path) as container:
-        stream = _picture_stream(container, path)
+    with open_film(path) as container:
+        stream = picture_stream(container, path)
         if stream.width and stream.height:
             check_pixels(stream.width, stream.height, f"A frame of {str(path)!r}", max_pixels)
         table = _list_frames(container, stream)
@@ -331,7 +302,11 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
             if frame is None:
                 break
             check_pixels(frame.width, frame.height, f"A frame of {str(path)!r}", max_pixels)
-            picture = Frame(image=_upright(frame), time=decoder.seconds(index))
+            try:
+                picture = Frame(image=_upright(frame), time=decoder.seconds(index))
+            except FILM_ERRORS as error:  # colours that do not exist
+                decoder.damage = reason(error)
+                break
             for _ in repeats:
                 shown += 1
                 yield picture
@@ -381,8 +356,8 @@ class _Decoder:
 
     def _start(self) -> None:
         self.damage = ""
-        self._container = _open(self.path)
-        self._stream = _picture_stream(self._container, self.path)
+        self._container = open_film(self.path)
+        self._stream = picture_stream(self._container, self.path)
         self._stream.thread_type = "AUTO"
         self._frames = self._decode()
         self._position = -1
@@ -414,7 +389,7 @@ class _Decoder:
             return False
         try:
             self._container.seek(keys[key], stream=self._stream)
-        except (FFmpegError, OSError):
+        except FILM_ERRORS:
             self._jumps = False
             return False
         self._frames = self._decode()
@@ -423,8 +398,8 @@ class _Decoder:
     def _decode(self) -> Iterator[VideoFrame]:
         try:
             yield from self._container.decode(self._stream)
-        except (FFmpegError, OSError) as error:
-            self.damage = _reason(error)
+        except FILM_ERRORS as error:
+            self.damage = reason(error)
 
 
 _WORTH_A_JUMP = 8
