@@ -51,7 +51,7 @@ format: $(READY)
 
 environment: $(READY)
 
-# torch goes first, at its pinned version: left free, pip would take a build with CUDA of several gigabytes.
+# torch goes first, at its pinned version: left free, another package's range would bring the newest and largest build.
 .venv/ready-%:
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "llava-mini needs Python 3.11 or newer, $(BASE_PYTHON) is $$($(BASE_PYTHON) --version). Set BASE_PYTHON=/path/to/python3.11." >&2; exit 1; }
