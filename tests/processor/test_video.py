@@ -61,6 +61,20 @@ def test_one_frame_per_second_is_the_default_and_the_rate_can_be_chosen(tmp_path
     assert len(seen(clip, 40, FrameSampling(fps=0.1))) == 1
 
 
+@pytest.mark.parametrize("fps", [11, 1e9, 1e308])
+def test_above_the_rate_of_the_video_every_frame_is_seen_once(fps, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 20, rate=10)
+    assert seen(clip, 20, FrameSampling(fps=fps)) == list(range(20))
+    assert seen(clip, 20, FrameSampling(fps=fps, max_frames=4)) == spread(20, 4)
+
+
+def test_more_frames_than_fit_are_refused_where_the_rate_is_not_constant(tmp_path):
+    clip = write_clip(tmp_path / "variable.mkv", 4, times=[0, 100, 200, 3000])
+    assert len(seen(clip, 4, FrameSampling(fps=1e308, max_frames=5))) == 5
+    with pytest.raises(ValueError, match="more than 1000000 frames"):
+        seen(clip, 4, FrameSampling(fps=1e308))
+
+
 def test_a_clip_under_one_second_gives_one_frame(tmp_path):
     assert len(seen(write_clip(tmp_path / "short.mp4", 4, rate=10), 4)) == 1
     assert len(seen(write_clip(tmp_path / "one.mp4", 1, rate=10), 1)) == 1
@@ -259,7 +273,11 @@ def test_a_file_that_is_no_video_is_named(data, tmp_path):
         ({"num_frames": 0}, "whole number from 1"),
         ({"num_frames": 2.5}, "whole number from 1"),
         ({"max_frames": -1}, "whole number from 1"),
+        ({"num_frames": True}, "whole number from 1"),
+        ({"num_frames": 10**9}, "more than 1000000 frames"),
         ({"fps": 0}, "above 0"),
+        ({"fps": float("inf")}, "finite number above 0"),
+        ({"fps": "2"}, "finite number above 0"),
         ({"fps": float("nan")}, "above 0"),
         ({"fps": 1, "num_frames": 3}, "exclude one another"),
         ({"all_frames": True, "num_frames": 3}, "exclude one another"),

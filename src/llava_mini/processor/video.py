@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,10 +55,14 @@ class FrameSampling:
             raise ValueError("num_frames, fps and all_frames exclude one another. Give one of them.")
         for name in ("num_frames", "max_frames"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 on.")
-        if self.fps is not None and not self.fps > 0:
-            raise ValueError(f"fps is {self.fps!r}; it must be above 0.")
+        if self.num_frames is not None:
+            _check_number(self.num_frames, f"num_frames={self.num_frames}")
+        if self.fps is not None and not (
+            isinstance(self.fps, Real) and not isinstance(self.fps, bool) and 0 < self.fps < float("inf")
+        ):
+            raise ValueError(f"fps is {self.fps!r}; it must be a finite number above 0.")
 
     def count(self, total: int, seconds: float | None) -> int:
         """How many of ``total`` frames that last ``seconds`` (None: not known) are seen; at least one."""
@@ -70,8 +75,20 @@ class FrameSampling:
                 f"fps={self.fps} was asked for, but a list of frames has no rate. Give num_frames, or a video file."
             )
         else:
-            wanted = max(int(seconds * (self.fps or 1)), 1)
+            number = seconds * float(self.fps or 1)
+            number = min(number, self.max_frames or number)
+            _check_number(number, f"fps={self.fps or 1} of {seconds:.2f} s")
+            wanted = max(int(number), 1)
         return min(wanted, self.max_frames or wanted)
+
+
+_MOST_FRAMES = 1_000_000
+"""Of one video: more than eleven days at one frame per second."""
+
+
+def _check_number(number: float, what: str) -> None:
+    if number > _MOST_FRAMES:
+        raise ValueError(f"{what} asks for more than {_MOST_FRAMES} frames of a video. Give a smaller number.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +112,15 @@ def spread(total: int, wanted: int) -> list[int]:
 
 
 def choose_frames(total: int, average_fps: float, sampling: FrameSampling) -> list[int]:
-    """Indices of the frames that are seen of a video with a constant rate.
+    """Indices of the frames that are seen of a video with a constant rate: all of them above that rate.
 
     Args:
         total: how many frames it has.
         average_fps: frames per second.
         sampling: what is wanted.
     """
+    if sampling.fps is not None and sampling.fps > average_fps:
+        sampling = FrameSampling(all_frames=True, max_frames=sampling.max_frames)
     wanted = sampling.count(total, total / average_fps)
     return list(range(total)) if sampling.all_frames and wanted == total else spread(total, wanted)
 
