@@ -122,7 +122,8 @@ def test_a_resolution_that_changes_mid_stream_is_followed(tmp_path):
     first = write_clip(tmp_path / "a.ts", 10, size=(32, 32))
     second = write_clip(tmp_path / "b.ts", 10, size=(64, 48), times=[1000 + 100 * i for i in range(10)])
     (tmp_path / "both.ts").write_bytes(first.read_bytes() + second.read_bytes())
-    sizes = [frame.image.size for frame in frames_of(tmp_path / "both.ts", ALL)]
+    with pytest.warns(UserWarning, match="marks a part of itself as lost"):  # the count of packets starts anew
+        sizes = [frame.image.size for frame in frames_of(tmp_path / "both.ts", ALL)]
     assert {*sizes} == {(32, 32), (64, 48)}
     assert len(sizes) >= 19
 
@@ -140,12 +141,52 @@ def test_a_cut_off_file_gives_what_is_there_and_says_so(name, tmp_path):
     assert len(caught) == 1
 
 
-def write_container(path: Path, container_options: dict[str, str]) -> Path:
+@pytest.mark.parametrize("num_frames", [1, 2])
+def test_what_can_be_decoded_before_the_first_wanted_frame_is_seen(num_frames, tmp_path):
+    clip = write_container(tmp_path / "holes.mp4", {"movflags": "faststart"}, key_frames=5)
+    data = bytearray(clip.read_bytes())
+    start = data.index(b"mdat")
+    hole = start + (len(data) - start) // 10
+    data[hole:] = bytes(len(data) - hole)
+    clip.write_bytes(data)
+    with pytest.warns(UserWarning, match="damaged after"):
+        frames = list(frames_of(clip, FrameSampling(num_frames=num_frames)))
+    assert len(frames) == 1
+
+
+def test_frames_that_the_decoder_holds_back_are_seen_before_the_damage(tmp_path):
+    clip = write_container(tmp_path / "cut.mp4", {"movflags": "faststart"}, key_frames=50)
+    data = clip.read_bytes()
+    start = data.index(b"mdat")
+    clip.write_bytes(data[: start + (len(data) - start) * 12 // 100])
+    with pytest.warns(UserWarning, match="damaged after"):
+        frames = list(frames_of(clip, ALL))
+    assert len(frames) >= 1
+
+
+def test_a_part_that_the_container_marks_as_damaged_is_reported(tmp_path):
+    clip = write_clip(tmp_path / "clip.ts", 40)
+    data = clip.read_bytes()
+    packets = [data[start : start + 188] for start in range(0, len(data), 188)]
+    pictures = [number for number, packet in enumerate(packets) if packet[1] & 31 == 1 and packet[2] == 0]
+    del packets[pictures[len(pictures) // 2]]
+    clip.write_bytes(b"".join(packets))
+    with pytest.warns(UserWarning, match="marks a part of itself as lost"):
+        assert len(seen(clip, 40)) == 4
+
+
+def test_jumps_that_a_container_cannot_make_lose_no_frame(tmp_path):
+    clip = write_clip(tmp_path / "clip.ts", 30, key_frames=30)
+    assert seen(clip, 30, FrameSampling(num_frames=2)) == spread(30, 2)
+
+
+def write_container(path: Path, container_options: dict[str, str], *, key_frames: int = 12) -> Path:
     """50 noisy frames, so that the bytes are spread evenly over them."""
     noise = np.random.default_rng(0)
     with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "20"})
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.gop_size = key_frames
         for index in range(50):
             pixels = shade(index, 50) + noise.integers(-15, 16, (32, 32, 1)).repeat(3, axis=2)
             frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
@@ -161,6 +202,13 @@ def test_an_animated_gif_is_a_video_with_its_own_times(tmp_path):
     assert [index_of(frame.image, 5) for frame in read] == [0, 1, 2, 3, 4]
     np.testing.assert_allclose([frame.time for frame in read], [0, 0.1, 0.2, 0.3, 1.3])
     assert kind_of_file(tmp_path / "five.gif") == "video"
+
+
+@pytest.mark.parametrize(("durations", "index"), [((100, 10_000), 1), ((10_000, 100), 0)])
+def test_the_last_frame_of_a_gif_counts_for_as_long_as_it_is_shown(durations, index, tmp_path):
+    pages = [Image.new("RGB", (16, 16), (shade(page, 2),) * 3) for page in range(2)]
+    pages[0].save(tmp_path / "hold.gif", save_all=True, append_images=pages[1:], duration=list(durations))
+    assert seen(tmp_path / "hold.gif", 2) == [index] * 10
 
 
 def test_every_form_of_a_list_of_frames_is_the_same_video(tmp_path):

@@ -231,15 +231,17 @@ class _FrameTable:
     """Frames per second if they come at a constant rate."""
     damage: str
     """Why the file ends early; empty if it does not."""
+    end: int
+    """When the last frame ceases to be shown, in units of ``time_base``."""
+    spoilt: bool
+    """Whether the container itself marks a part as lost or wrong."""
 
     @property
     def seconds(self) -> float:
         """How long the video lasts."""
         if not self.times:
             return self.total / self.fps if self.fps else float(self.total)
-        span = self.times[-1] - self.times[0]
-        last = span / (self.total - 1) if self.total > 1 else 0
-        return float((span + last) * self.time_base)
+        return float((self.end - self.times[0]) * self.time_base)
 
     def choose(self, sampling: FrameSampling) -> list[int]:
         if self.fps:
@@ -247,19 +249,20 @@ class _FrameTable:
         wanted = sampling.count(self.total, self.seconds)
         if (sampling.all_frames and wanted == self.total) or not self.times:
             return list(range(self.total)) if wanted == self.total else spread(self.total, wanted)
-        part = (self.times[-1] - self.times[0]) * self.total / max(self.total - 1, 1) / wanted
+        part = (self.end - self.times[0]) / wanted
         moments = [self.times[0] + (index + 0.5) * part for index in range(wanted)]
         return [bisect.bisect_right(self.times, moment) - 1 for moment in moments]
 
 
 def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
     packets: list[tuple[int | None, bool]] = []
-    end, damage = 0, ""
+    end, damage, spoilt = 0, "", False
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.is_keyframe))
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
+                spoilt |= packet.is_corrupt
     except FILM_ERRORS as error:
         damage = reason(error)
     time_base = stream.time_base or Fraction(1)
@@ -267,13 +270,17 @@ def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
     complete = len(times) == len(packets) and len(set(times)) == len(times)
     if complete and times and not damage:
         damage = _missing_end(container, stream, float((end - times[0]) * time_base), len(times))
+    if times and end <= times[-1]:  # how long the last frame is shown is not said: as long as the others
+        end = times[-1] + (times[-1] - times[0]) // max(len(times) - 1, 1)
     return _FrameTable(
         times=times if complete else [],
         key_times=sorted(pts for pts, key in packets if key and pts is not None) if complete else [],
         total=len(packets),
         time_base=time_base,
-        fps=_constant_rate(times if complete else [], time_base, stream),
+        fps=_constant_rate(times if complete else [], end, time_base, stream),
         damage=damage,
+        end=end,
+        spoilt=spoilt,
     )
 
 
@@ -292,13 +299,13 @@ def _missing_end(container: InputContainer, stream: VideoStream, found: float, t
     return f"{found:.2f} of {declared:.2f} s are there" if missing else ""
 
 
-def _constant_rate(times: list[int], time_base: Fraction, stream: VideoStream) -> float | None:
-    """Frames per second, or None if the time stamps are not evenly spaced, to half a frame."""
+def _constant_rate(times: list[int], end: int, time_base: Fraction, stream: VideoStream) -> float | None:
+    """Frames per second, or None if the time stamps and the end are not evenly spaced, to half a frame."""
     declared = float(stream.average_rate) if stream.average_rate else None
     if len(times) < 2:
         return declared
     step = (times[-1] - times[0]) / (len(times) - 1)
-    if any(abs(time - times[0] - index * step) > max(step / 2, 1) for index, time in enumerate(times)):
+    if any(abs(time - times[0] - index * step) > max(step / 2, 1) for index, time in enumerate((*times, end))):
         return None
     measured = float(1 / (step * time_base))
     close = declared is not None and abs(declared - measured) < 0.01 * measured
@@ -318,6 +325,9 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
     with _Decoder(path, table) as decoder:
         for index, repeats in itertools.groupby(wanted):
             frame = decoder.frame(index)
+            if frame is None and not shown and decoder.last is not None:
+                shown = 1
+                yield Frame(image=_upright(decoder.last), time=decoder.reached)
             if frame is None:
                 break
             check_pixels(frame.width, frame.height, f"A frame of {str(path)!r}", max_pixels)
@@ -336,6 +346,12 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
         warnings.warn(
             f"The video {str(path)!r} is damaged after {decoder.reached:.2f} s ({damage}): {shown} frames before that "
             "are seen.",
+            stacklevel=2,
+        )
+    elif table.spoilt:
+        warnings.warn(
+            f"The video {str(path)!r} marks a part of itself as lost or damaged: some of the {shown} frames that are "
+            "seen may be wrong.",
             stacklevel=2,
         )
 
@@ -359,12 +375,12 @@ class _Decoder:
         """The frame with this number, or None if the video is damaged before it."""
         if self._jump_towards(index):
             self._advance(index)
-            if self._position > index:  # the container's seeking is not exact
+            if self._position != index:  # the container's seeking is not exact, or led into damage
                 self._container.close()
                 self._jumps = False
                 self._start()
         self._advance(index)
-        return self._last if self._position >= index else None
+        return self.last if self._position >= index else None
 
     def seconds(self, index: int) -> float:
         """When frame ``index`` is shown."""
@@ -380,7 +396,7 @@ class _Decoder:
         self._stream.thread_type = "AUTO"
         self._frames = self._decode()
         self._position = -1
-        self._last: VideoFrame | None = None
+        self.last: VideoFrame | None = None
 
     def _advance(self, index: int) -> None:
         while self._position < index:
@@ -390,7 +406,7 @@ class _Decoder:
                 return
             self._position = self._number(frame)
             self.reached = self.seconds(min(self._position, self.table.total - 1))
-            self._last = frame
+            self.last = frame
 
     def _number(self, frame: VideoFrame) -> int:
         times = self.table.times
@@ -419,6 +435,14 @@ class _Decoder:
             yield from self._container.decode(self._stream)
         except FILM_ERRORS as error:
             self.damage = reason(error)
+            yield from self._held_back()
+
+    def _held_back(self) -> Iterator[VideoFrame]:
+        """Frames before the damage that the decoder keeps in order to sort them."""
+        try:
+            yield from self._stream.codec_context.decode(None)
+        except FILM_ERRORS:
+            return
 
 
 _WORTH_A_JUMP = 8
