@@ -72,7 +72,7 @@ class TinySettings:
     language_rate: float = 1e-3
     rate: float = 1e-3
     """Of stage 2. Alignment and stage 1 use twice as much."""
-    clip_start: float = 0.3
+    clip_start: float = 0.35
     """Share of stage 2 after which clips are asked about too."""
     num_validation: int = 600
     """Records that are scored at the end."""
@@ -103,7 +103,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
         language_steps=2000,
         alignment_steps=300,
         stage_1_steps=100,
-        stage_2_steps=4800,
+        stage_2_steps=1850,
     )
     if minutes is None:
         return full
@@ -113,7 +113,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     return replace(full, **{name: max(round(getattr(full, name) * minutes / FULL_MINUTES), 1) for name in names})
 
 
-FULL_MINUTES = 75
+FULL_MINUTES = 60
 """About how long the full run takes on one core with bfloat16 matrix units."""
 
 
@@ -374,10 +374,10 @@ def _smoke_settings() -> TinySettings:
         vision_scenes=SceneSettings(min_things=4, max_things=6, sign_share=0.0),
         vision_pages=(0.0, 0.0),
         vision_steps=140,
-        language_steps=160,
+        language_steps=120,
         alignment_steps=50,
         stage_1_steps=10,
-        stage_2_steps=220,
+        stage_2_steps=190,
         vision_batch=16,
         vision_rate=3e-3,
         language_rate=3e-3,

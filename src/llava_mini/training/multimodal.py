@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from llava_mini.data.collate import Collator, TrainingBatch
@@ -29,7 +30,7 @@ from llava_mini.training.language_pretraining import answer_loss
 from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.shared_frames import fuse_shared
 from llava_mini.training.trainer import Losses
-from llava_mini.training.vision_pretraining import normalised
+from llava_mini.training.vision_pretraining import grid_codes, normalised
 
 RecordsOf = Callable[[int], Sequence[Record]]
 """The records of a step."""
@@ -42,7 +43,7 @@ class AlignmentBatch:
     pixel_values: Tensor
     """[F, 1, 3, H, W], normalised."""
     targets: Tensor
-    """[F, P, D] float32: the sum of the embeddings of the words for what a patch shows."""
+    """[F, P, D] float32: the code of the place, and the embeddings of the words for what a patch shows."""
     shown: Tensor
     """[F, P] bool: patches that show something."""
 
@@ -51,7 +52,8 @@ class Alignment:
     """The task of alignment: projected patches come to lie where the words for them lie.
 
     It stands in for the text alignment that a CLIP encoder has from its own training. Only the
-    projector moves; the words are the frozen input embeddings of the language model.
+    projector moves; the words are the frozen input embeddings of the language model. To the words comes a
+    code of the place of the patch, as long as a word: fitted to words alone, patches forget where they are.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Alignment:
             "size": _embedded(table, tokenizer, tuple(SIZES)),
             "character": _embedded(table, tokenizer, tuple(CHARACTERS.lower())),
         }
+        codes = functional.normalize(grid_codes(model.config.patches_per_side, table.shape[1]), dim=-1)
+        self.places = codes * self.words["shape"][1:].norm(dim=-1).mean()  # [P, D]
 
     def losses(self, step: int) -> Losses:
         """Return the squared distance to the words, as a share of their own square."""
@@ -108,7 +112,7 @@ class Alignment:
         pixels = normalised(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]), torch.float32)
         return AlignmentBatch(
             pixel_values=pixels[:, None],
-            targets=torch.stack([torch.stack(parts).sum(0) for parts in rows]),
+            targets=torch.stack([torch.stack([self.places, *parts]).sum(0) for parts in rows]),
             shown=torch.stack(shown),
         )
 
