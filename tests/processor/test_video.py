@@ -155,13 +155,13 @@ def test_what_can_be_decoded_before_the_first_wanted_frame_is_seen(num_frames, t
 
 
 def test_frames_that_the_decoder_holds_back_are_seen_before_the_damage(tmp_path):
-    clip = write_container(tmp_path / "cut.mp4", {"movflags": "faststart"}, key_frames=50)
+    clip = write_container(tmp_path / "hole.mp4", {"movflags": "faststart"}, key_frames=50)
     data = clip.read_bytes()
-    start = data.index(b"mdat")
-    clip.write_bytes(data[: start + (len(data) - start) * 12 // 100])
+    with av.open(str(clip)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    clip.write_bytes(data[: places[20]] + bytes(len(data) - places[20]))
     with pytest.warns(UserWarning, match="damaged after"):
-        frames = list(frames_of(clip, ALL))
-    assert len(frames) >= 1
+        assert len(seen(clip, 50, ALL)) == 20
 
 
 def test_a_part_that_the_container_marks_as_damaged_is_reported(tmp_path):
@@ -176,8 +176,8 @@ def test_a_part_that_the_container_marks_as_damaged_is_reported(tmp_path):
 
 
 def test_jumps_that_a_container_cannot_make_lose_no_frame(tmp_path):
-    clip = write_clip(tmp_path / "clip.ts", 30, key_frames=30)
-    assert seen(clip, 30, FrameSampling(num_frames=2)) == spread(30, 2)
+    clip = write_clip(tmp_path / "clip.ts", 30, key_frames=20)
+    assert seen(clip, 30, FrameSampling(num_frames=3)) == spread(30, 3)
 
 
 def write_container(path: Path, container_options: dict[str, str], *, key_frames: int = 12) -> Path:

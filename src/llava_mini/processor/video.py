@@ -362,7 +362,7 @@ class _Decoder:
     def __init__(self, path: Path, table: _FrameTable) -> None:
         self.path, self.table = path, table
         self.reached = 0.0
-        self._jumps = bool(table.times)
+        self._jumps, self._careful = bool(table.times), False
         self._start()
 
     def __enter__(self) -> Self:
@@ -373,13 +373,14 @@ class _Decoder:
 
     def frame(self, index: int) -> VideoFrame | None:
         """The frame with this number, or None if the video is damaged before it."""
-        if self._jump_towards(index):
-            self._advance(index)
-            if self._position != index:  # the container's seeking is not exact, or led into damage
-                self._container.close()
-                self._jumps = False
-                self._start()
+        jumped = self._jump_towards(index)
         self._advance(index)
+        missed = self._position < index or (jumped and self._position > index)  # damage, or seeking is not exact
+        if missed and not self._careful:
+            self._container.close()
+            self._careful = True
+            self._start()
+            self._advance(index)
         return self.last if self._position >= index else None
 
     def seconds(self, index: int) -> float:
@@ -393,7 +394,7 @@ class _Decoder:
         self.damage = ""
         self._container = open_film(self.path)
         self._stream = picture_stream(self._container, self.path)
-        self._stream.thread_type = "AUTO"
+        self._stream.thread_type = "SLICE" if self._careful else "AUTO"  # threads lose whole frames at the damage
         self._frames = self._decode()
         self._position = -1
         self.last: VideoFrame | None = None
@@ -417,7 +418,7 @@ class _Decoder:
     def _jump_towards(self, index: int) -> bool:
         """Go to the last key frame up to the wanted one, if that skips frames."""
         times, keys = self.table.times, self.table.key_times
-        if not self._jumps or index - self._position < _WORTH_A_JUMP:
+        if not self._jumps or self._careful or index - self._position < _WORTH_A_JUMP:
             return False
         key = bisect.bisect_right(keys, times[index]) - 1
         if key < 0 or bisect.bisect_left(times, keys[key]) <= self._position + 1:
