@@ -325,20 +325,22 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
     with _Decoder(path, table) as decoder:
         for index, repeats in itertools.groupby(wanted):
             frame = decoder.frame(index)
-            if frame is None and not shown and decoder.last is not None:
-                shown = 1
-                yield Frame(image=_upright(decoder.last), time=decoder.reached)
+            reached = frame is not None
+            if not reached and not shown:
+                frame = decoder.last
             if frame is None:
                 break
             check_pixels(frame.width, frame.height, f"A frame of {str(path)!r}", max_pixels)
             try:
-                picture = Frame(image=_upright(frame), time=decoder.seconds(index))
+                picture = Frame(image=_upright(frame), time=decoder.seconds(index) if reached else decoder.reached)
             except FILM_ERRORS as error:  # colours that do not exist
                 decoder.damage = reason(error)
                 break
-            for _ in repeats:
+            for _ in repeats if reached else (index,):
                 shown += 1
                 yield picture
+            if not reached:
+                break
     damage = decoder.damage or table.damage
     if not shown:
         raise ValueError(f"No frame of the video {str(path)!r} can be decoded ({damage or 'no data'}). Is it damaged?")
