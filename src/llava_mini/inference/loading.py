@@ -23,7 +23,10 @@ def read_config(name: str) -> LlavaMiniConfig:
     """
     on_hub = name.count("/") == 1 and not Path(name).expanduser().exists()
     if not on_hub:
-        read_json(locate(name) / "config.json")  # says what is wrong with a file that is absent or damaged
+        path = locate(name) / "config.json"
+        if not path.exists():
+            raise ValueError(f"{name!r} holds no config.json. Is it the folder of a model?")
+        read_json(path)  # says what is wrong with a file that is damaged
     try:
         fields, _ = LlavaMiniConfig.get_config_dict(name if on_hub else locate(name))
     except OSError as error:
