@@ -79,12 +79,12 @@ class TinySettings:
 
 
 def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinySettings:
-    """Return the settings of the shipped model, or of a run of under two minutes.
+    """Return the settings of a full run, or of one of under two minutes.
 
     Args:
         smoke: A run that passes through every phase with scenes of one thing and two kinds of questions.
         minutes: Scale the steps of a full run to about so many minutes on one core with fast bfloat16
-            arithmetic. None: the steps of the shipped model.
+            arithmetic. None: the full number of steps.
 
     Raises:
         ValueError: If the minutes are not positive, or given for a smoke run.
@@ -199,7 +199,7 @@ def train_tiny(
     Args:
         output_dir: Folder of the run: checkpoints, log, scores, and the model in ``model``.
         smoke: All phases in under two minutes, on easy scenes.
-        minutes: About how long a full run may take; None for the shipped model's length.
+        minutes: About how long a full run may take; None for the full length.
         resume: Whether a run that is already in the folder is gone on with.
 
     Returns:
