@@ -19,13 +19,11 @@ QUESTIONS = {
         "Is the red circle left or right of the blue star?",
         "Which is larger, the blue star or the yellow triangle?",
         "What word is written?",
-        "Describe the picture.",
     ),
     "clip.mp4": (
         "What moves?",
         "Which way does the purple heart move?",
         "What color is the square?",
-        "What happens?",
     ),
 }
 
