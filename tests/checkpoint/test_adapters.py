@@ -200,3 +200,9 @@ def test_adapters_that_cannot_be_merged_are_refused(tmp_path, settings):
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=f"{next(iter({**settings, 'IA3': 1}))}|IA3"):
         convert(adapter, tmp_path / "ours", base=RELEASED)
+
+
+def test_a_base_for_a_whole_model_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="is a whole model"):
+        convert("tiny", tmp_path / "out", base="tiny")
+    assert not (tmp_path / "out").exists()

@@ -72,8 +72,11 @@ def read_source(folder: Path, *, base: str | Path | None = None, vision_tower: s
         vision_tower: the folder of a CLIP model. None: the tensors of the model, or what its configuration names.
 
     Raises:
-        ValueError: the layout is unknown, or tensors are missing, unexpected or misshapen.
+        ValueError: the layout is unknown, a base was given to a whole model, or tensors are missing, unexpected or
+            misshapen.
     """
+    if base is not None and not is_adapter(folder):
+        raise ValueError(f"The base {str(base)!r} was given, but {str(folder)!r} is a whole model. Leave the base out.")
     if all((folder / part / "config.json").exists() for part in EXPORTED_PARTS):
         source = _join_exported(folder)
     else:
