@@ -13,7 +13,7 @@ resumes from its own checkpoint, so a run that was killed goes on where it was w
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +27,14 @@ from llava_mini.data.synthetic.blind import BlindBaseline
 from llava_mini.data.synthetic.scenes import SceneSettings
 from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
 from llava_mini.data.tokenizer import build_tokenizer
-from llava_mini.evaluation.exact_match import Score, answer_records, score_table, scores_by_kind
+from llava_mini.evaluation.exact_match import Score, answer_records, scores_by_kind
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
+from llava_mini.recipes.run import Phase, Run
 from llava_mini.training.language_pretraining import LanguagePretraining
 from llava_mini.training.multimodal import Alignment, InstructionTuning, TunedModel
-from llava_mini.training.run_log import RunLog
 from llava_mini.training.stages import Rule, Stage
-from llava_mini.training.trainer import PhaseSettings, Task, is_finished, load_weights, train_phase
+from llava_mini.training.trainer import PhaseSettings, Task, load_weights
 from llava_mini.training.vision_pretraining import VisionPretraining
 
 THING_WEIGHT = 1.0
@@ -117,80 +117,6 @@ FULL_MINUTES = 85
 """About how long the full run takes on one core with bfloat16 matrix units."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """One part of a run."""
-
-    settings: PhaseSettings
-    purpose: str
-    """One sentence for the log and the docs."""
-    build: Callable[[], Task]
-    """Makes the task from what earlier phases left on disk."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyRun:
-    """A complete training run, resumable at any moment."""
-
-    settings: TinySettings
-    output_dir: Path
-    phases: tuple[Phase, ...] = field(default=())
-
-    @property
-    def model_dir(self) -> Path:
-        """Where the finished model is saved."""
-        return self.output_dir / "model"
-
-    def execute(self, *, resume: bool = True) -> dict[str, Score]:
-        """Run what is left of every phase, save the model, and score it on the validation split.
-
-        Args:
-            resume: Whether checkpoints in the folder are used. Without it, the folder must hold none.
-
-        Returns:
-            Scores by kind of question.
-
-        Raises:
-            ValueError: If the folder holds another run, or any run when ``resume`` is off.
-        """
-        self._claim_folder(resume)
-        log = RunLog(self.output_dir)
-        for number, phase in enumerate(self.phases, start=1):
-            folder = self.output_dir / phase.settings.name
-            if is_finished(phase.settings, folder):
-                continue
-            log.say(f"phase {number} of {len(self.phases)}, {phase.settings.name}: {phase.purpose}")
-            train_phase(phase.build(), phase.settings, folder, log)
-        model, processor = self.finished()
-        model.save_pretrained(self.model_dir)
-        processor.save_pretrained(self.model_dir)
-        scores = score_tiny(model, processor, self.settings)
-        facts = {kind: asdict(score) for kind, score in scores.items()}
-        (self.output_dir / "scores.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        log.say(score_table(scores))
-        return scores
-
-    def finished(self) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
-        """Return model and processor of the finished last phase."""
-        task = self.phases[-1].build()
-        load_weights(task.module, self.output_dir / self.phases[-1].settings.name)
-        assert isinstance(task, InstructionTuning)
-        return task.module.model.eval(), task.collator.processor
-
-    def _claim_folder(self, resume: bool) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        path = self.output_dir / "run.json"
-        facts = json.loads(json.dumps({"recipe": "tiny", **_facts_of(self.settings)}))  # as they come back from a file
-        if path.exists():
-            if not resume:
-                raise ValueError(f"{self.output_dir} already holds a run. Give an empty folder, or resume it.")
-            if json.loads(path.read_text(encoding="utf-8")) != facts:
-                raise ValueError(
-                    f"{self.output_dir} holds a run with other settings (see run.json there). Give another folder."
-                )
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
 def train_tiny(
     output_dir: Path | str, *, smoke: bool = False, minutes: float | None = None, resume: bool = True
 ) -> dict[str, Score]:
@@ -211,12 +137,12 @@ def train_tiny(
     return tiny(output_dir=Path(output_dir), smoke=smoke, minutes=minutes).execute(resume=resume)
 
 
-def tiny(*, output_dir: Path, smoke: bool = False, minutes: float | None = None) -> TinyRun:
+def tiny(*, output_dir: Path, smoke: bool = False, minutes: float | None = None) -> Run:
     """Return the complete run, not yet started. The arguments are those of ``train_tiny``."""
     return tiny_run(tiny_settings(smoke=smoke, minutes=minutes), output_dir)
 
 
-def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
+def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
     """Return a run with settings of one's own."""
     tokenizer = world_tokenizer(settings)
 
@@ -281,9 +207,12 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
         Rule(part=r"(model\.)?projector\.", rate=2 * settings.rate),
         _frozen(r"(?!(model\.)?projector\.)"),
     )
-    return TinyRun(
-        settings=settings,
+    return Run(
+        name="tiny",
+        settings=_facts_of(settings),
         output_dir=output_dir,
+        save=_save,
+        score=lambda task: score_tiny(*_parts(task), settings),
         phases=(
             Phase(
                 settings=PhaseSettings(name="vision", num_steps=settings.vision_steps, stage=_vision_stage(settings)),
@@ -332,6 +261,16 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> TinyRun:
             ),
         ),
     )
+
+
+def _parts(task: Task) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+    assert isinstance(task, InstructionTuning)
+    return task.module.model, task.collator.processor
+
+
+def _save(task: Task, folder: Path) -> None:
+    for part in _parts(task):
+        part.save_pretrained(folder)
 
 
 def score_tiny(
