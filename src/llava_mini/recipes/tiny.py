@@ -23,11 +23,11 @@ from transformers import PreTrainedTokenizerFast
 from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.data.collate import Collator
 from llava_mini.data.records import Record
-from llava_mini.data.synthetic.blind import BlindBaseline
 from llava_mini.data.synthetic.scenes import SceneSettings
 from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
 from llava_mini.data.tokenizer import build_tokenizer
-from llava_mini.evaluation.exact_match import Score, answer_records, scores_by_kind
+from llava_mini.evaluation.bench import Bench, run_bench
+from llava_mini.evaluation.exact_match import Score, scores
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.recipes.run import Phase, Run
@@ -75,7 +75,7 @@ class TinySettings:
     clip_start: float = 0.35
     """Share of stage 2 after which clips are asked about too."""
     num_validation: int = 600
-    """Records that are scored at the end."""
+    """Questions that are scored at the end."""
 
 
 def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinySettings:
@@ -279,16 +279,14 @@ def score_tiny(
     settings: TinySettings,
     split: Literal["validation", "test"] = "validation",
 ) -> dict[str, Score]:
-    """Score a model on fresh records of one question each, two of five about clips if it knows any.
+    """Score a model on questions of the bench, as many of each kind, about ``num_validation`` in all.
 
-    The blind guess is learned from as many records of the training split.
+    Returns:
+        Scores by kind, and of all images and clips; as in ``evaluation.exact_match.scores``.
     """
-    world = replace(settings.world, min_turns=1, max_turns=1, clip_share=0.4 if settings.world.clip_share > 0 else 0.0)
-    records = [world_record(split, index, world) for index in range(settings.num_validation)]
-    seen = [world_item("train", index, world) for index in range(2 * settings.num_validation)]
-    blind = BlindBaseline(turn for item in seen for turn in item.turns)
-    answers = answer_records(model, processor, records)
-    return scores_by_kind([record.turns[-1] for record in records], answers, blind.answer)
+    bench = Bench(world=settings.world, split=split)
+    bench = replace(bench, questions=max(settings.num_validation // len(bench.weights.kinds), 1))
+    return scores(run_bench(model, processor, bench), bench.weights)
 
 
 def world_tokenizer(settings: TinySettings) -> PreTrainedTokenizerFast:
