@@ -13,7 +13,7 @@ from llava_mini.processor.processor import LlavaMiniProcessor
 
 FACTS = ("colour", "shape", "size")
 """Properties of things that are known in a drawn world."""
-LENGTH_STEP = 32
+LENGTH_STEP = 8
 """Batches are padded to a multiple of so many tokens: few lengths, so that kernels made for one are used again."""
 IGNORED = -100
 """Label of a token that is not to be learned."""
@@ -40,16 +40,18 @@ class NounTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameThings:
-    """What the frames of clips show. M pairs of a frame and a thing in it."""
+    """What images and frames of clips show. M pairs of a frame and a name."""
 
     prompts: Tensor
     """[M] int64: which prompt."""
     tokens: Tensor
     """[M] int64: the first token of the frame."""
     names: Tensor
-    """[M, 2] int64: ids of the two words that name the thing."""
+    """[M, 2] int64: ids of the two words that name a thing."""
+    present: Tensor
+    """[M] int64: 1 where the frame shows such a thing."""
     places: Tensor
-    """[M, 2] float32: x and y of the thing in this frame, as shares of width and height."""
+    """[M, 2] float32: x and y of the thing in this frame, as shares of width and height; 0 where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class Collator:
             inputs=inputs,
             frame_sources=sources,
             nouns=self._nouns(records, ids.masked_fill(answers, -1)),
-            frame_things=self._frame_things(records, ids),
+            frame_things=self._frame_things(records, ids, repeats),
         )
 
     def _nouns(self, records: Sequence[Record], asked: Tensor) -> NounTokens:
@@ -141,28 +143,31 @@ class Collator:
             prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
             tokens=torch.tensor([token for _, token, _ in found], dtype=torch.long),
             present=torch.tensor([int(bool(noun.path)) for noun in nouns], dtype=torch.long),
-            places=torch.tensor([noun.path[0] if noun.path else (0.0, 0.0) for noun in nouns]).view(-1, 2),
+            places=torch.tensor([(noun.path and noun.path[0]) or (0.0, 0.0) for noun in nouns]).view(-1, 2),
             facts={
                 name: torch.tensor([dict(noun.facts).get(name, IGNORED) for noun in nouns], dtype=torch.long)
                 for name in FACTS
             },
         )
 
-    def _frame_things(self, records: Sequence[Record], ids: Tensor) -> FrameThings:
-        """Pair the frames of clips with the things in them."""
-        found: list[tuple[int, int, list[int], tuple[float, float]]] = []
-        for prompt, record in enumerate(records):
-            if not record.video:
-                continue
+    def _frame_things(self, records: Sequence[Record], ids: Tensor, repeats: Sequence[int]) -> FrameThings:
+        """Pair each frame with the names of things in its record, in the first of the prompts that share it."""
+        found: list[tuple[int, int, list[int], tuple[float, float] | None]] = []
+        prompt = 0
+        for repeat in repeats:
+            record = records[prompt]
             frames = (ids[prompt] == self.image_token_id).nonzero().flatten()[:: self.tokens_per_frame].tolist()
-            for noun in record.things:
+            for noun in record.things if frames else ():
                 name = self._ids_of(noun)[-2:]
                 found += [(prompt, token, name, place) for token, place in zip(frames, noun.path, strict=True)]
+            prompt += repeat
+        places = [place for _, _, _, place in found]
         return FrameThings(
             prompts=torch.tensor([prompt for prompt, _, _, _ in found], dtype=torch.long),
             tokens=torch.tensor([token for _, token, _, _ in found], dtype=torch.long),
             names=torch.tensor([name for _, _, name, _ in found], dtype=torch.long).view(-1, 2),
-            places=torch.tensor([place for _, _, _, place in found], dtype=torch.float32).view(-1, 2),
+            present=torch.tensor([int(place is not None) for place in places], dtype=torch.long),
+            places=torch.tensor([place or (0.0, 0.0) for place in places], dtype=torch.float32).view(-1, 2),
         )
 
     def _ids_of(self, noun: Noun) -> list[int]:

@@ -12,8 +12,9 @@ class Noun:
 
     phrase: str
     """As it stands in a question, after a space: ``red circle``."""
-    path: tuple[tuple[float, float], ...] = ()
-    """Centre (x, y) in each frame, as shares of width and height; one for an image. Empty: there is no such thing."""
+    path: tuple[tuple[float, float] | None, ...] = ()
+    """Centre (x, y) in each frame, as shares of width and height, or None in a frame without it; one for an image.
+    Empty: there is no such thing."""
     facts: tuple[tuple[str, int], ...] = ()
     """Names of properties with the number of their value: of the colour among all colours, and so on."""
 
@@ -32,6 +33,10 @@ class Turn:
     """Answers that the question itself names, in its order."""
     nouns: tuple[Noun, ...] = ()
     """Things that the question names."""
+    case: str = ""
+    """What sets the question apart from others of its form, though its words do not tell: ``a thing of the same shape``."""
+    held_out: bool = False
+    """Whether no training question is phrased like this one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ In a small world the answer loss alone leaves some skills at chance for long: th
 colour word, so the model does not know which of two things is meant, and nothing forces place into the
 one token of a frame. Two small heads help: one tells from the fused token of a noun whether there is such
 a thing, where, and of which colour, shape and size; the other tells from the token of a frame together with
-the name of a thing where that thing is. The heads are not part of the model.
+a name whether such a thing is there, and where. The heads are not part of the model.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class ThingHeads(nn.Module):
         self.num_values = dict(num_values)
         self.of_noun = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 + 2 * BINS + sum(num_values.values())))
         self.of_frame = nn.Sequential(
-            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 2 * BINS)
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 2 + 2 * BINS)
         )
 
     def noun_loss(self, embeds: Tensor, nouns: NounTokens) -> Tensor:
@@ -55,15 +55,17 @@ class ThingHeads(nn.Module):
         return torch.stack(losses).mean()
 
     def frame_loss(self, embeds: Tensor, words: Tensor, things: FrameThings) -> Tensor:
-        """Return the loss on the places that the tokens of frames tell about named things; 0 without clips.
+        """Return the loss on what the tokens of frames tell about names: whether it is there, and where; 0 without names.
 
         Args:
             embeds: [B, T, D], what the language model reads.
-            words: [M, D], the mean of the embeddings of each thing's name; no gradient goes there.
-            things: Which tokens, and the right places.
+            words: [M, D], the mean of the embeddings of each name; no gradient goes there.
+            things: Which tokens, and the right answers.
         """
         states = torch.cat([embeds[things.prompts, things.tokens], words.detach()], dim=-1)  # [M, 2 D]
-        return _place_loss(self.of_frame(states), things.places)
+        present, places = self.of_frame(states).float().split((2, 2 * BINS), dim=-1)
+        there = things.present == 1
+        return _mean_loss(present, things.present) + _place_loss(places[there], things.places[there])
 
 
 def _place_loss(logits: Tensor, places: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_mini.data.collate import Collator, TrainingBatch
 from llava_mini.data.records import Record
+from llava_mini.data.synthetic.charts import MAX_VALUE
 from llava_mini.data.synthetic.drawing import draw_scene, patch_labels
 from llava_mini.data.synthetic.scenes import (
     CHARACTERS,
@@ -21,9 +22,9 @@ from llava_mini.data.synthetic.scenes import (
     SHAPES,
     SIZES,
     SceneSettings,
-    generator_of,
     random_scene,
 )
+from llava_mini.data.synthetic.splits import generator_of
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.training.auxiliary import ThingHeads
 from llava_mini.training.language_pretraining import answer_loss
@@ -78,9 +79,10 @@ class Alignment:
         self.batch: Prefetch[AlignmentBatch] = Prefetch(self.make_batch)
         table = embedding_table(model).float()
         self.words = {
-            "shape": _embedded(table, tokenizer, SHAPES),
+            "shape": _embedded(table, tokenizer, (*SHAPES, "bar")),
             "colour": _embedded(table, tokenizer, tuple(COLOURS)),
             "size": _embedded(table, tokenizer, tuple(SIZES)),
+            "value": _embedded(table, tokenizer, tuple(str(value) for value in range(1, MAX_VALUE + 1))),
             "character": _embedded(table, tokenizer, tuple(CHARACTERS.lower())),
         }
         codes = functional.normalize(grid_codes(model.config.patches_per_side, table.shape[1]), dim=-1)
@@ -106,10 +108,11 @@ class Alignment:
         ]
         labels = [patch_labels(scene, self.module.config.patch_size) for scene in scenes]
         rows = [
-            [self.words[name][torch.from_numpy(getattr(label, name))] for name in self.words] for label in labels
+            [words[torch.from_numpy(label[name])] for name, words in self.words.items()] for label in labels
         ]  # [F][names] of [P, D]
-        shown = [torch.from_numpy((label.shape > 0) | (label.character > 0)) for label in labels]
-        pixels = normalised(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]), torch.float32)
+        shown = [torch.from_numpy((label["shape"] > 0) | (label["character"] > 0)) for label in labels]
+        pictures = torch.from_numpy(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]))
+        pixels = normalised(pictures, torch.float32)
         return AlignmentBatch(
             pixel_values=pixels[:, None],
             targets=torch.stack([torch.stack([self.places, *parts]).sum(0) for parts in rows]),

@@ -2,7 +2,7 @@
 
 A CLIP encoder is trained on captions of hundreds of millions of pictures. In a drawn world the
 answer is known for every patch, so the encoder learns from dense labels in minutes: shape, colour,
-size, centre of the thing, and letter. As in LLaVA, features are the output of the last-but-one layer;
+size, centre of the thing, value of a bar, and letter. As in LLaVA, features are the output of the last-but-one layer;
 the last layer is stored and never run.
 """
 
@@ -10,37 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from llava_mini.data.synthetic.drawing import draw_scene, patch_labels
-from llava_mini.data.synthetic.scenes import (
-    CHARACTERS,
-    COLOURS,
-    SHAPES,
-    SIZES,
-    Scene,
-    SceneSettings,
-    generator_of,
-    random_page,
-    random_scene,
-)
+from llava_mini.data.synthetic.drawing import LABEL_CLASSES, draw_scene, patch_labels
+from llava_mini.data.synthetic.scenes import Scene, SceneSettings, random_page, random_scene
+from llava_mini.data.synthetic.splits import generator_of
 from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.trainer import Losses
-
-LABEL_CLASSES = {
-    "shape": 1 + len(SHAPES),
-    "colour": 1 + len(COLOURS),
-    "size": 1 + len(SIZES),
-    "column": 13,
-    "row": 13,
-    "character": 1 + len(CHARACTERS),
-    "order": 5,
-}
-"""Classes of each dense label; class 0 is nothing."""
 
 NOTHING_WEIGHT = 0.3
 """Weight of the patches that show nothing, against those that show something."""
@@ -50,10 +29,10 @@ NOTHING_WEIGHT = 0.3
 class LabelledPictures:
     """A batch of pictures with labels for each patch."""
 
-    pixels: NDArray[np.uint8]
-    """[F, H, W, 3]."""
-    labels: dict[str, NDArray[np.int64]]
-    """[F, P] for each name of ``LABEL_CLASSES``."""
+    pixels: Tensor
+    """[F, H, W, 3] uint8."""
+    labels: dict[str, Tensor]
+    """[F, P] int64 for each name of ``LABEL_CLASSES``."""
 
 
 class DenseVisionModel(nn.Module):
@@ -105,10 +84,10 @@ def grid_codes(grid: int, width: int) -> Tensor:
     return torch.cat([columns, rows], dim=-1).reshape(grid * grid, -1)
 
 
-def normalised(pixels: NDArray[np.uint8], dtype: torch.dtype) -> Tensor:
-    """Return pictures as CLIP reads them. pixels: [F, H, W, 3] -> [F, 3, H, W]."""
-    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+def normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return pictures as CLIP reads them. pixels: [F, H, W, 3] uint8 -> [F, 3, H, W]."""
+    values = pixels.permute(0, 3, 1, 2).float().div_(255)
+    mean, std = (values.new_tensor(value).view(1, 3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return values.sub_(mean).div_(std).to(dtype)
 
 
@@ -129,11 +108,11 @@ def dense_losses(model: DenseVisionModel, batch: LabelledPictures) -> Losses:
     """Return the sum of the losses of all labels, and the share of patches that are right for three of them."""
     dtype = model.heads.weight.dtype
     logits = model(normalised(batch.pixels, dtype))
-    labels = {name: torch.from_numpy(values) for name, values in batch.labels.items()}
+    labels = batch.labels
     total = torch.stack([dense_loss(logits[name], labels[name]) for name in LABEL_CLASSES]).sum()
     accuracies = {
         name: float((logits[name].argmax(-1) == labels[name])[labels[name] > 0].float().mean())
-        for name in ("shape", "colour", "character", "column")
+        for name in ("shape", "colour", "character", "column", "value")
         if (labels[name] > 0).any()
     }
     return Losses(total=total, parts=accuracies)
@@ -189,6 +168,6 @@ def labelled(scenes: list[Scene], patch_size: int) -> LabelledPictures:
     """Draw scenes and label their patches."""
     labels = [patch_labels(scene, patch_size) for scene in scenes]
     return LabelledPictures(
-        pixels=np.stack([np.asarray(draw_scene(scene)) for scene in scenes]),
-        labels={name: np.stack([getattr(label, name) for label in labels]) for name in LABEL_CLASSES},
+        pixels=torch.from_numpy(np.stack([np.asarray(draw_scene(scene)) for scene in scenes])),
+        labels={name: torch.from_numpy(np.stack([label[name] for label in labels])) for name in LABEL_CLASSES},
     )

@@ -1,42 +1,47 @@
 """From the content of a scene to pixels, and to labels of its patches.
 
-Masks of shapes are drawn four times too large and reduced, and kept: a scene takes well under a
-millisecond. Only the font that comes with Pillow is used, so pictures do not depend on the machine.
+Masks of shapes are drawn four times too large and reduced, and kept: most scenes take well under a
+millisecond. Fonts come with this package and with Pillow, so pictures do not depend on the machine.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, pi, sin
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from llava_mini.data.synthetic.charts import MAX_VALUE, Chart
+from llava_mini.data.synthetic.fonts import CAPITAL_HEIGHT, font_of, text_width
 from llava_mini.data.synthetic.scenes import CANVAS, CHARACTERS, COLOURS, SHAPES, SIZES, Background, Scene, Sign, Thing
+
+LABEL_CLASSES = {
+    "shape": 2 + len(SHAPES),
+    "colour": 1 + len(COLOURS),
+    "size": 1 + len(SIZES),
+    "value": 1 + MAX_VALUE,
+    "column": 13,
+    "row": 13,
+    "character": 1 + len(CHARACTERS),
+    "order": 5,
+}
+"""Classes of each label of a patch; class 0 is nothing."""
+
+BAR = 1 + len(SHAPES)
+"""The shape label of a bar of a chart."""
 
 SUPERSAMPLING = 4
 MIN_PATCH_PIXELS = 10
 """A patch belongs to a thing or a letter that covers at least so many of its pixels."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchLabels:
-    """What each patch of a scene shows. All arrays are [P] int64, P patches row by row; 0 means nothing."""
+PatchLabels = dict[str, NDArray[np.int64]]
+"""What each patch of a scene shows: for each name of ``LABEL_CLASSES`` an array [P], P patches row by row.
 
-    shape: NDArray[np.int64]
-    """1 + index in ``SHAPES``."""
-    colour: NDArray[np.int64]
-    """1 + index in ``COLOURS``."""
-    size: NDArray[np.int64]
-    """1 + index in ``SIZES``."""
-    column: NDArray[np.int64]
-    """1 + which twelfth of the canvas holds the centre of the thing, from the left."""
-    row: NDArray[np.int64]
-    """1 + which twelfth of the canvas holds the centre of the thing, from the top."""
-    character: NDArray[np.int64]
-    """1 + index in ``CHARACTERS``."""
-    order: NDArray[np.int64]
-    """1 + place of the letter in its word, at most 4."""
+shape: 1 + index in ``SHAPES``, or ``BAR``. colour, size: 1 + index in ``COLOURS``, ``SIZES``. value: of a bar. column,
+row: 1 + which twelfth of the canvas holds the centre of the thing, from the left and from the top. character: 1 + index
+in ``CHARACTERS``. order: 1 + place of the letter in its word, at most 4.
+"""
 
 
 @lru_cache(maxsize=512)
@@ -79,18 +84,21 @@ def shape_mask(shape: str, diameter: int) -> Image.Image:
 def draw_scene(scene: Scene, side: int = CANVAS) -> Image.Image:
     """Return the picture of a scene, an RGB image of ``side`` pixels a side."""
     image = draw_background(scene.background, side)
+    if scene.chart is not None:
+        draw_chart(image, scene.chart)
     for sign in scene.signs:
         draw_sign(image, sign)
     for thing in scene.things:
-        image.paste(COLOURS[thing.colour], _corner(thing, side), _mask_of(thing, side))
+        image.paste(thing.rgb, _corner(thing, side), _mask_of(thing, side))
     return image
 
 
 def draw_background(background: Background, side: int = CANVAS) -> Image.Image:
     """Return a textured square of ``side`` pixels."""
     rng = np.random.default_rng(background.seed)
-    texture = _texture(background.kind, side, rng)  # [side, side], about -20 to 20
-    pixels = np.asarray(background.colour, dtype=np.float32) + texture[:, :, None]  # [side, side, 3]
+    texture = _texture(background.kind, side, rng)  # about -20 to 20
+    texture = texture if texture.ndim == 3 else texture[:, :, None]
+    pixels = np.asarray(background.colour, dtype=np.float32) + texture  # [side, side, 3]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -98,20 +106,29 @@ def draw_sign(image: Image.Image, sign: Sign) -> None:
     """Write a sign onto a picture, in place."""
     draw = ImageDraw.Draw(image)
     scale = image.width / CANVAS
-    font = font_of(round(sign.height * scale))
-    left, top, right, bottom = _text_box(sign, scale, font)
+    left, top, right, bottom = _text_box(sign, scale)
     if sign.plate is not None:
         draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), fill=sign.plate)
-    for place, character in zip(_letter_places(sign.text, left, font), sign.text, strict=True):
-        draw.text((place, top), character, fill=sign.ink, font=font, anchor="lt")
+    font = font_of(sign.font, round(sign.height * scale))
+    for place, character in zip(_letter_places(sign, left, scale), sign.text, strict=True):
+        draw.text((place, bottom), character, fill=sign.ink, font=font, anchor="ls")
         if sign.bold:
-            draw.text((place + 1, top), character, fill=sign.ink, font=font, anchor="lt")
+            draw.text((place + 1, bottom), character, fill=sign.ink, font=font, anchor="ls")
 
 
-@lru_cache(maxsize=64)
-def font_of(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font at a height in pixels."""
-    return ImageFont.load_default(size=height)
+def draw_chart(image: Image.Image, chart: Chart) -> None:
+    """Draw a bar chart onto a picture, in place: a board, bars, and the value above each bar."""
+    draw = ImageDraw.Draw(image)
+    scale = image.width / CANVAS
+    draw.rectangle((3 * scale, 3 * scale, image.width - 3 * scale - 1, image.height - 3 * scale - 1), (chart.plate,) * 3)
+    font = font_of(chart.font, round(chart.digit_size * scale))
+    for bar in chart.bars:
+        left, right = bar.left * scale, (bar.left + bar.width) * scale - 1
+        top = (chart.ground - bar.value * chart.unit) * scale
+        draw.rectangle((left, top, right, chart.ground * scale), COLOURS[bar.colour])
+        draw.text(((left + right) / 2, top - 2 * scale), str(bar.value), (chart.ink,) * 3, font, anchor="ms")
+    ground = chart.ground * scale
+    draw.line((5 * scale, ground, image.width - 5 * scale, ground), (chart.ink,) * 3, max(round(scale), 1))
 
 
 def patch_labels(scene: Scene, patch: int = 8) -> PatchLabels:
@@ -123,45 +140,61 @@ def patch_labels(scene: Scene, patch: int = 8) -> PatchLabels:
         scene: The scene, as drawn at ``CANVAS`` pixels.
         patch: Side of a patch; divides ``CANVAS``.
     """
-    things = np.zeros((CANVAS, CANVAS), np.uint8)
-    owners = Image.fromarray(things)
-    for number, thing in enumerate(scene.things, start=1):
-        owners.paste(
-            number, _corner(thing, CANVAS), _mask_of(thing, CANVAS).point([255 * (value > 127) for value in range(256)])
-        )
-    of_thing = _largest(np.asarray(owners), patch, len(scene.things))  # [P]
-    facts = np.zeros((len(scene.things) + 1, 5), np.int64)
+    owners = Image.new("L", (CANVAS, CANVAS), 0)
+    facts = [(0, 0, 0, 0, 0, 0)]
     colours, sizes = tuple(COLOURS), tuple(SIZES)
-    for number, thing in enumerate(scene.things, start=1):
-        column, row = (min(int(12 * value / CANVAS), 11) for value in (thing.x, thing.y))
-        indices = SHAPES.index(thing.shape), colours.index(thing.colour), sizes.index(thing.size), column, row
-        facts[number] = [1 + index for index in indices]
-    shape, colour, size, column, row = facts[of_thing].T
+    for thing in scene.things:
+        covered = _mask_of(thing, CANVAS).point([255 * (value > 127) for value in range(256)])
+        owners.paste(len(facts), _corner(thing, CANVAS), covered)
+        shape, size = 1 + SHAPES.index(thing.shape), 1 + sizes.index(thing.size)
+        facts.append((shape, 1 + colours.index(thing.colour), size, 0, _twelfth(thing.x), _twelfth(thing.y)))
+    for bar in scene.chart.bars if scene.chart is not None else ():
+        assert scene.chart is not None
+        top = scene.chart.ground - bar.value * scene.chart.unit
+        owners.paste(len(facts), (bar.left, top, bar.left + bar.width, scene.chart.ground))
+        centre = bar.left + bar.width / 2, (top + scene.chart.ground) / 2
+        facts.append((BAR, 1 + colours.index(bar.colour), 0, bar.value, _twelfth(centre[0]), _twelfth(centre[1])))
+    of_thing = _largest(np.asarray(owners), patch, len(facts) - 1)  # [P]
     of_letter, letters = _letter_owners(scene, patch)
-    character, order = letters[of_letter].T
-    return PatchLabels(shape=shape, colour=colour, size=size, column=column, row=row, character=character, order=order)
+    labels = np.concatenate([np.asarray(facts, np.int64)[of_thing], letters[of_letter]], axis=1)  # [P, labels]
+    return dict(zip(LABEL_CLASSES, labels.T, strict=True))
 
 
-def letter_boxes(sign: Sign) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Return each letter of a sign with its box (left, top, right, bottom) in world units."""
-    font = font_of(sign.height)
-    left, top, _, bottom = _text_box(sign, 1.0, font)
-    places = _letter_places(sign.text, left, font)
-    ends = [*places[1:], left + font.getlength(sign.text)]
-    return [
-        (character, (start, top, end, bottom)) for character, start, end in zip(sign.text, places, ends, strict=True)
-    ]
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in world units."""
+
+
+def letter_boxes(scene: Scene) -> list[tuple[str, int, Box]]:
+    """Return each letter and digit of a scene with its place in its word, from 0, and its box."""
+    found: list[tuple[str, int, Box]] = []
+    for sign in scene.signs:
+        left, top, right, bottom = _text_box(sign, 1.0)
+        places = _letter_places(sign, left, 1.0)
+        for order, (character, start, end) in enumerate(
+            zip(sign.text, places, [*places[1:], right], strict=True)
+        ):
+            found.append((character, order, (start, top, end, bottom)))
+    for bar in scene.chart.bars if scene.chart is not None else ():
+        assert scene.chart is not None
+        character, size = str(bar.value), scene.chart.digit_size
+        half = text_width(character, scene.chart.font, size) / 2
+        centre, bottom = bar.left + (bar.width - 1) / 2, scene.chart.ground - bar.value * scene.chart.unit - 2
+        found.append((character, 0, (centre - half, bottom - CAPITAL_HEIGHT * size, centre + half, bottom)))
+    return found
 
 
 def _letter_owners(scene: Scene, patch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which letter owns each patch [P], and character and order of each letter [letters + 1, 2]."""
     owners = np.zeros((CANVAS, CANVAS), np.uint8)
     letters = [(0, 0)]
-    for sign in scene.signs:
-        for order, (character, (left, top, right, bottom)) in enumerate(letter_boxes(sign)):
-            owners[max(round(top), 0) : round(bottom) + 1, max(round(left), 0) : round(right)] = len(letters)
-            letters.append((1 + CHARACTERS.index(character), 1 + min(order, 3)))
+    for character, order, (left, top, right, bottom) in letter_boxes(scene):
+        owners[max(round(top), 0) : round(bottom) + 1, max(round(left), 0) : round(right)] = len(letters)
+        letters.append((1 + CHARACTERS.index(character), 1 + min(order, 3)))
     return _largest(owners, patch, len(letters) - 1), np.asarray(letters, np.int64)
+
+
+def _twelfth(value: float) -> int:
+    return 1 + min(int(12 * value / CANVAS), 11)
 
 
 def _largest(owners: NDArray[np.uint8], patch: int, count: int) -> NDArray[np.int64]:
@@ -175,6 +208,7 @@ def _largest(owners: NDArray[np.uint8], patch: int, count: int) -> NDArray[np.in
 
 
 def _texture(kind: str, side: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return what is added to a background: [side, side], or [side, side, 3] where colours differ."""
     if kind == "plain":
         return np.zeros((side, side), np.float32)
     if kind == "gradient":
@@ -191,7 +225,22 @@ def _texture(kind: str, side: int, rng: np.random.Generator) -> NDArray[np.float
     if kind == "blotches":
         coarse = rng.uniform(-22, 22, (7, 7)).astype(np.float32)
         return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR))
+    if kind == "photo":
+        return _photographic(side, rng)
     raise ValueError(f"Unknown background {kind!r}.")
+
+
+def _photographic(side: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return noise with the spectrum of photographs, 1 over frequency, and a little grain: [side, side, 3]."""
+    grid = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])  # [side, side / 2 + 1]
+    grid[0, 0] = np.inf
+    phases = np.fft.rfft2(rng.normal(0, 1, (3, side, side)))
+    layers = np.fft.irfft2(phases / grid ** rng.uniform(0.8, 1.3), s=(side, side))  # [3, side, side]
+    layers /= layers.std(axis=(1, 2), keepdims=True)
+    light, tint = layers[0], layers[1:]
+    colours = np.stack([light + 0.4 * tint[0], light, light + 0.4 * tint[1]], axis=-1)  # [side, side, 3]
+    grain = rng.normal(0, 1, (side, side, 1)) * rng.uniform(0, 6)
+    return (colours * rng.uniform(8, 24) + grain).astype(np.float32)
 
 
 def _mask_of(thing: Thing, side: int) -> Image.Image:
@@ -203,14 +252,14 @@ def _corner(thing: Thing, side: int) -> tuple[int, int]:
     return round((thing.x - thing.radius) * scale), round((thing.y - thing.radius) * scale)
 
 
-def _text_box(
-    sign: Sign, scale: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> tuple[float, float, float, float]:
-    width = font.getlength(sign.text)
-    height = 0.72 * sign.height * scale
+def _text_box(sign: Sign, scale: float) -> Box:
+    size = round(sign.height * scale)
+    width = text_width(sign.text, sign.font, size)
+    height = CAPITAL_HEIGHT * size
     left, top = round(sign.x * scale - width / 2), round(sign.y * scale - height / 2)
-    return left, top, left + width, top + height
+    return left, top, left + width, top + round(height)
 
 
-def _letter_places(text: str, left: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[float]:
-    return [left + font.getlength(text[:index]) for index in range(len(text))]
+def _letter_places(sign: Sign, left: float, scale: float) -> list[float]:
+    size = round(sign.height * scale)
+    return [left + text_width(sign.text[:index], sign.font, size) for index in range(len(sign.text))]

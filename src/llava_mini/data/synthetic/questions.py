@@ -1,123 +1,47 @@
-"""Questions about a scene, with their answers.
+"""Questions about a scene, with their answers. Their wording is in ``phrasings``.
 
 Each kind of question is a function that returns a turn, or None when the scene has no such question.
-Each form has several phrasings; the last one is asked in the test split only. Answers are balanced
-where the scene leaves a choice, so that guessing without seeing gains little.
+Answers are balanced where the scene leaves a choice, so that guessing without seeing gains little.
 """
 
 import random
 from collections.abc import Callable, Sequence
 
 from llava_mini.data.records import Noun, Turn
-from llava_mini.data.synthetic.scenes import CANVAS, COLOURS, SHAPES, SIZES, Scene, Split, Thing
+from llava_mini.data.synthetic.charts import ask_about_chart
+from llava_mini.data.synthetic.phrasings import phrased
+from llava_mini.data.synthetic.scenes import CANVAS, COLOURS, SHAPES, SIZES, Scene, Thing
+from llava_mini.data.synthetic.splits import Split
 
 MIN_GAP = 8
 """Two things are left and right (or above and below) of one another from so many units on."""
 
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "is there a thing": ("Is there {a}?", "Do you see {a}?", "Is {a} in the picture?", "Can you find {a}?"),
-    "is there writing": ("Is anything written?", "Is there a word or a number?", "Do you see any text?"),
-    "colour of a shape": (
-        "What color is the {a}?",
-        "What colour is the {a}?",
-        "Which color does the {a} have?",
-        "Tell me the color of the {a}.",
-    ),
-    "shape of a colour": (
-        "What shape is the {a} thing?",
-        "Which shape is {a}?",
-        "What is the shape of the {a} thing?",
-        "What {a} shape is there?",
-    ),
-    "how many things": ("How many things are there?", "How many shapes do you see?", "Count the shapes."),
-    "how many of a shape": ("How many {a} are there?", "How many {a} do you see?", "Count the {a}."),
-    "how many of a colour": (
-        "How many {a} things are there?",
-        "How many things are {a}?",
-        "Count the {a} things.",
-    ),
-    "where": ("Where is the {a}?", "In which part is the {a}?", "What is the position of the {a}?"),
-    "left or right": (
-        "Is the {a} left or right of the {b}?",
-        "Is the {a} to the left or to the right of the {b}?",
-        "On which side of the {b} is the {a}, left or right?",
-    ),
-    "above or below": (
-        "Is the {a} above or below the {b}?",
-        "Is the {a} higher or lower than the {b}, above or below?",
-        "Above or below the {b}: where is the {a}?",
-    ),
-    "is it there from there": (
-        "Is the {a} {side} the {b}?",
-        "Is the {a} placed {side} the {b}?",
-        "{side} the {b}, is there the {a}?",
-    ),
-    "small or large": (
-        "Is the {a} small or large?",
-        "What size is the {a}, small or large?",
-        "Small or large: the {a}?",
-    ),
-    "which is larger": (
-        "Which is larger, the {a} or the {b}?",
-        "Which one is bigger: the {a} or the {b}?",
-        "What is larger, the {a} or the {b}?",
-    ),
-    "which is smaller": (
-        "Which is smaller, the {a} or the {b}?",
-        "Which one is smaller: the {a} or the {b}?",
-        "What is smaller, the {a} or the {b}?",
-    ),
-    "what word": ("What word is written?", "Which word do you see?", "Read the word.", "What is the word?"),
-    "what number": ("What number is written?", "Which number do you see?", "Read the number.", "What is the number?"),
-    "what text": ("What does the sign say?", "What is written?", "Read the text.", "What does it say?"),
-    "describe": ("Describe the picture.", "What do you see?", "What is in the picture?", "Give a description."),
-}
-"""Phrasings of each form of question. The last of each is kept for the test split."""
+CANNOT_TELL = "I can't tell"
+"""The answer to what no picture shows."""
 
 Maker = Callable[[random.Random, Scene, Split], Turn | None]
 
 
-def phrased(rng: random.Random, split: Split, form: str, **names: str) -> str:
-    """Return a question in one of the phrasings that a split may use.
-
-    Args:
-        rng: Where the random numbers come from.
-        split: The test split uses all phrasings, the others all but the last.
-        form: A key of ``PHRASINGS``.
-        **names: What stands in the places of the phrasing.
-    """
-    phrasings = PHRASINGS[form] if split == "test" else PHRASINGS[form][:-1]
-    text = rng.choice(phrasings).format(**names)
-    text = text[0].upper() + text[1:]
-    if split == "train" and rng.random() < 0.1:
-        text = text.lower().rstrip("?.")
-    return text
-
-
 def existence(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     """Ask whether a thing, or writing, is there. Half of the answers are yes, whatever the form."""
+    if scene.chart is not None:
+        return None
     if rng.random() < 0.15:
         if not scene.signs and rng.random() < 0.5:
             return None
-        answer = "yes" if scene.signs else "no"
-        return Turn(
-            question=phrased(rng, split, "is there writing"), answer=answer, kind="existence", form="is there writing"
-        )
+        return phrased(rng, split, "is there writing").turn("yes" if scene.signs else "no", kind="existence")
     if not scene.things:
         return None
-    answer = rng.choice(("yes", "no"))
-    names = {name for thing in scene.things for name in (thing.name, thing.shape)}
     seen = rng.choice(scene.things)
-    name = rng.choice((seen.name, seen.name, seen.shape))
-    while answer == "no" and name in names:  # a near miss: one word of the name is that of a thing that is there
-        near = f"{seen.colour} {rng.choice(SHAPES)}", f"{rng.choice(tuple(COLOURS))} {seen.shape}", rng.choice(SHAPES)
-        name = rng.choice(near)
-    question = phrased(rng, split, "is there a thing", a=with_article(name))
+    if rng.random() < 0.5:
+        name, answer = rng.choice((seen.name, seen.name, seen.shape)), "yes"
+    else:
+        name, answer = near_miss(rng, scene.things), "no"
     found = [thing for thing in scene.things if name in (thing.name, thing.shape)]
-    nouns: tuple[Noun, ...] = (noun_of(name, found[0]),) if len(found) == 1 else ()
-    if not found:
-        nouns = (Noun(phrase=name),)
-    return Turn(question=question, answer=answer, kind="existence", form="is there a thing", nouns=nouns)
+    nouns: tuple[Noun, ...] = (Noun(phrase=name),)
+    if found:
+        nouns = (noun_of(name, found[0]),) if len(found) == 1 else ()
+    return phrased(rng, split, "is there a thing", a=with_article(name)).turn(answer, kind="existence", nouns=nouns)
 
 
 def colour(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -125,9 +49,8 @@ def colour(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     thing = _only(rng, scene.things, lambda thing: thing.shape)
     if thing is None:
         return None
-    question = phrased(rng, split, "colour of a shape", a=thing.shape)
-    nouns = (noun_of(f"the {thing.shape}", thing),)
-    return Turn(question=question, answer=thing.colour, kind="colour", form="colour of a shape", nouns=nouns)
+    nouns = (noun_of(thing.shape, thing),)
+    return phrased(rng, split, "colour of a shape", a=thing.shape).turn(thing.colour, kind="colour", nouns=nouns)
 
 
 def shape(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -135,23 +58,49 @@ def shape(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     thing = _only(rng, scene.things, lambda thing: thing.colour)
     if thing is None:
         return None
-    question = phrased(rng, split, "shape of a colour", a=thing.colour)
     nouns = (noun_of(thing.colour, thing),)
-    return Turn(question=question, answer=thing.shape, kind="shape", form="shape of a colour", nouns=nouns)
+    return phrased(rng, split, "shape of a colour", a=thing.colour).turn(thing.shape, kind="shape", nouns=nouns)
 
 
-def count(rng: random.Random, scene: Scene, split: Split) -> Turn:
-    """Ask how many things there are: all, of a shape, or of a colour. Larger numbers are preferred."""
-    form = rng.choice(("how many things", "how many of a shape", "how many of a colour"))
-    if form == "how many things":
-        return Turn(question=phrased(rng, split, form), answer=str(len(scene.things)), kind="count", form=form)
-    of_shape = form == "how many of a shape"
-    present = [thing.shape if of_shape else thing.colour for thing in scene.things]
-    everything = SHAPES if of_shape else tuple(COLOURS)
-    weights = [0.6 / len(everything) + (present.count(name) - 0.6) * (present.count(name) > 0) for name in everything]
-    name = rng.choices(everything, weights)[0]
-    text = phrased(rng, split, form, a=plural(name) if of_shape else name)
-    return Turn(question=text, answer=str(present.count(name)), kind="count", form=form)
+def size(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
+    """Ask whether a thing is small or large."""
+    if not scene.unique_things:
+        return None
+    thing = rng.choice(scene.unique_things)
+    name = name_of(rng, scene.things, thing)
+    nouns = (noun_of(name, thing),)
+    return phrased(rng, split, "small or large", a=name).turn(thing.size, kind="size", nouns=nouns)
+
+
+def count(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
+    """Ask how many things there are."""
+    if scene.chart is not None:
+        return None
+    return phrased(rng, split, "how many things").turn(str(len(scene.things)), kind="count")
+
+
+def attribute_count(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
+    """Ask how many things have a shape, a colour, a size, or two of these. Larger numbers are preferred."""
+    if not scene.things:
+        return None
+    makers: dict[str, Callable[[Thing], str]] = {
+        "shape": lambda thing: plural(thing.shape),
+        "colour": lambda thing: f"{thing.colour} things",
+        "size": lambda thing: f"{thing.size} things",
+        "name": lambda thing: plural(thing.name),
+        "size and shape": lambda thing: f"{thing.size} {plural(thing.shape)}",
+        "size and colour": lambda thing: f"{thing.size} {thing.colour} things",
+    }
+    by = rng.choices(tuple(makers), (3, 3, 2, 1, 1, 1))[0]
+    present = [makers[by](thing) for thing in scene.things]
+    if rng.random() < 0.2:
+        a, b, c = rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES))
+        name = makers[by](Thing(shape=a, colour=b, size=c, radius=1, x=0, y=0))
+    else:
+        names = sorted(set(present))
+        name = rng.choices(names, [present.count(name) ** 3 for name in names])[0]
+    question = phrased(rng, split, "how many of a kind", form=f"how many of a {by}", a=name)
+    return question.turn(str(present.count(name)), kind="attribute count")
 
 
 def location(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -160,9 +109,11 @@ def location(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     if not clear:
         return None
     thing = rng.choice(clear)
-    question = phrased(rng, split, "where", a=thing.name)
-    nouns = (noun_of(thing.name, thing),)
-    return Turn(question=question, answer=thing.place, kind="location", form="where", nouns=nouns)
+    name = name_of(rng, scene.things, thing)
+    alike = sum(other.shape == thing.shape for other in scene.things) > 1
+    case = "a thing of the same shape" if alike else ""
+    nouns = (noun_of(name, thing),)
+    return phrased(rng, split, "where", a=name).turn(thing.place, kind="location", case=case, nouns=nouns)
 
 
 def relation(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -174,49 +125,50 @@ def relation(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     gap = first.x - second.x if across else first.y - second.y
     if abs(gap) < MIN_GAP:
         return None
-    names = {"a": first.name, "b": second.name}
-    nouns = noun_of(first.name, first), noun_of(second.name, second)
+    names = {"a": name_of(rng, scene.things, first), "b": name_of(rng, scene.things, second)}
+    nouns = noun_of(names["a"], first), noun_of(names["b"], second)
     sides = ("left", "right") if across else ("above", "below")
     if rng.random() < 0.6:
-        form = f"{sides[0]} or {sides[1]}"
-        answer = sides[gap > 0]
-        question = phrased(rng, split, form, **names)
-        return Turn(question=question, answer=answer, kind="relation", form=form, choices=sides, nouns=nouns)
+        question = phrased(rng, split, f"{sides[0]} or {sides[1]}", **names)
+        return question.turn(sides[gap > 0], kind="relation", nouns=nouns)
     index = rng.randrange(2)
     side = f"{sides[index]} of" if across else sides[index]
-    form = "is it there from there"
-    question = phrased(rng, split, form, side=side, **names)
     answer = "yes" if (gap > 0) == (index == 1) else "no"
-    return Turn(question=question, answer=answer, kind="relation", form=form, nouns=nouns)
-
-
-def size(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
-    """Ask whether a thing is small or large."""
-    if not scene.unique_things:
-        return None
-    thing = rng.choice(scene.unique_things)
-    form = "small or large"
-    question = phrased(rng, split, form, a=thing.name)
-    nouns = (noun_of(thing.name, thing),)
-    return Turn(question=question, answer=thing.size, kind="size", form=form, choices=("small", "large"), nouns=nouns)
+    return phrased(rng, split, "is it there from there", side=side, **names).turn(answer, kind="relation", nouns=nouns)
 
 
 def compare(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
-    """Ask which of two things, a small one and a large one, is the larger or the smaller."""
+    """Ask which of two things is the larger or the smaller, or whether they are of the same size."""
     things = list(scene.unique_things)
     rng.shuffle(things)
     small = next((thing for thing in things if thing.size == "small"), None)
     large = next((thing for thing in things if thing.size == "large"), None)
+    if rng.random() < 0.25:
+        return _same_size(rng, scene, split, things)
     if small is None or large is None:
         return None
     pair = [small, large]
     rng.shuffle(pair)
     form = rng.choice(("which is larger", "which is smaller"))
-    question = phrased(rng, split, form, a=pair[0].name, b=pair[1].name)
-    answer = f"the {(large if form == 'which is larger' else small).name}"
-    choices = tuple(f"the {thing.name}" for thing in pair)
-    nouns = tuple(noun_of(thing.name, thing) for thing in pair)
-    return Turn(question=question, answer=answer, kind="compare", form=form, choices=choices, nouns=nouns)
+    names = tuple(name_of(rng, scene.things, thing) for thing in pair)
+    best = pair.index(large if form == "which is larger" else small)
+    choices = tuple(f"the {name}" for name in names)
+    nouns = tuple(noun_of(name, thing) for name, thing in zip(names, pair, strict=True))
+    return phrased(rng, split, form, a=names[0], b=names[1]).turn(
+        choices[best], kind="compare", choices=choices, nouns=nouns
+    )
+
+
+def _same_size(rng: random.Random, scene: Scene, split: Split, things: Sequence[Thing]) -> Turn | None:
+    wanted = rng.random() < 0.5
+    for first in things:
+        for second in things:
+            if first is not second and (first.size == second.size) == wanted:
+                names = name_of(rng, scene.things, first), name_of(rng, scene.things, second)
+                nouns = noun_of(names[0], first), noun_of(names[1], second)
+                question = phrased(rng, split, "same size", a=names[0], b=names[1])
+                return question.turn("yes" if wanted else "no", kind="compare", nouns=nouns)
+    return None
 
 
 def text(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -225,39 +177,52 @@ def text(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
         return None
     written = scene.signs[0].text.lower()
     form = rng.choice(("what text", "what number" if written.isdigit() else "what word"))
-    return Turn(question=phrased(rng, split, form), answer=written, kind="text", form=form)
+    return phrased(rng, split, form).turn(written, kind="text")
+
+
+def chart(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
+    """Ask about a bar chart."""
+    return None if scene.chart is None else ask_about_chart(rng, scene.chart, split)
 
 
 def absence(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
-    """Ask for a property of a thing that is not there."""
-    missing = [name for name in SHAPES if name not in {thing.shape for thing in scene.things}]
-    if not missing:
-        return None
-    name = rng.choice(missing)
-    form = rng.choice(("colour of a shape", "where", "small or large"))
-    question = phrased(rng, split, form, a=name)
-    nouns = (Noun(phrase=f"the {name}"),)
-    return Turn(question=question, answer=f"there is no {name}", kind="absence", form=f"absent: {form}", nouns=nouns)
+    """Ask for a property of a thing that is not there: the answer says so."""
+    name = near_miss(rng, scene.things)
+    nouns = (Noun(phrase=name),)
+    if " " in name:
+        form = rng.choice(("where", "small or large"))
+    else:
+        form = rng.choice(("where", "small or large", "colour of a shape", "colour of a shape"))
+    return phrased(rng, split, form, a=name).turn(f"there is no {name}", kind="absence", nouns=nouns)
+
+
+def cannot_tell(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
+    """Ask for something that no picture shows: a sound, a smell, a price."""
+    name = rng.choice(scene.things).shape if scene.things else rng.choice(("picture", "chart"))
+    return phrased(rng, split, "cannot tell", a=name).turn(CANNOT_TELL, kind="cannot tell")
 
 
 def caption(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     """Ask for a description."""
-    if not scene.things and not scene.signs:
+    if not scene.things and not scene.signs and scene.chart is None:
         return None
-    return Turn(question=phrased(rng, split, "describe"), answer=describe(scene), kind="caption", form="describe")
+    return phrased(rng, split, "describe").turn(name_all(scene), kind="caption")
 
 
 MAKERS: dict[str, Maker] = {
     "existence": existence,
     "colour": colour,
     "shape": shape,
+    "size": size,
     "count": count,
+    "attribute count": attribute_count,
     "location": location,
     "relation": relation,
-    "size": size,
     "compare": compare,
     "text": text,
+    "chart": chart,
     "absence": absence,
+    "cannot tell": cannot_tell,
     "caption": caption,
 }
 """Every kind of question about an image."""
@@ -279,12 +244,46 @@ def ask(rng: random.Random, scene: Scene, kind: str, split: Split) -> Turn | Non
 
 
 def describe(scene: Scene) -> str:
-    """Return a sentence that names everything in reading order: ``a small red circle at the top left``."""
-    things = sorted(scene.things, key=lambda thing: (thing.y // (CANVAS / 3), thing.x))
-    parts = [f"a {thing.size} {thing.name} at the {thing.place}" for thing in things]
-    for sign in scene.signs:
-        parts.append(f"the {'number' if sign.text.isdigit() else 'word'} {sign.text.lower()}")
+    """Return all there is to know: ``a small red circle at the top left, a large blue star at the right and the word cat``.
+
+    It stands for the picture where a language model is trained alone.
+    """
+    return _listed(scene, [f"a {thing.size} {thing.name} at the {thing.place}" for thing in _in_reading_order(scene)])
+
+
+def name_all(scene: Scene) -> str:
+    """Return a caption, in reading order: ``a red circle, a blue star and the word cat``."""
+    return _listed(scene, [with_article(thing.name) for thing in _in_reading_order(scene)])
+
+
+def _in_reading_order(scene: Scene) -> list[Thing]:
+    return sorted(scene.things, key=lambda thing: (thing.y // (CANVAS / 3), thing.x))
+
+
+def _listed(scene: Scene, parts: list[str]) -> str:
+    if scene.chart is not None:
+        return scene.chart.describe()
+    signs = [f"the {'number' if sign.text.isdigit() else 'word'} {sign.text.lower()}" for sign in scene.signs]
+    parts = [*parts, *signs]
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def name_of(rng: random.Random, things: Sequence[Thing], thing: Thing) -> str:
+    """Return the full name of a thing, or sometimes its shape where nothing else has that shape."""
+    alone = sum(other.shape == thing.shape for other in things) == 1
+    return thing.shape if alone and rng.random() < 0.3 else thing.name
+
+
+def near_miss(rng: random.Random, things: Sequence[Thing]) -> str:
+    """Return a name or a shape that no thing has; mostly one word of it is that of a thing that is there."""
+    names = {name for thing in things for name in (thing.name, thing.shape)}
+    while True:
+        other_shape, other_colour = rng.choice(SHAPES), rng.choice(tuple(COLOURS))
+        seen = rng.choice(things) if things else None
+        colour, shape = (seen.colour, seen.shape) if seen else (other_colour, other_shape)
+        name = rng.choice((f"{colour} {other_shape}", f"{other_colour} {shape}", other_shape))
+        if name not in names:
+            return name
 
 
 def with_article(name: str) -> str:
@@ -293,8 +292,8 @@ def with_article(name: str) -> str:
 
 
 def plural(name: str) -> str:
-    """Return the plural of a shape's name."""
-    return f"{name}es" if name == "cross" else f"{name}s"
+    """Return the plural of a name that ends with a shape."""
+    return f"{name}es" if name.endswith("cross") else f"{name}s"
 
 
 def noun_of(phrase: str, thing: Thing) -> Noun:

@@ -6,12 +6,12 @@ right and y downwards. A scene is plain data, so that the answer to a question a
 
 import random
 from dataclasses import dataclass, replace
-from typing import Literal
+
+from llava_mini.data.synthetic.charts import Chart, random_chart
+from llava_mini.data.synthetic.fonts import FONTS, text_width
 
 CANVAS = 96
 """World units along a side of a scene; one pixel each at the size of the tiny model."""
-
-Split = Literal["train", "validation", "test"]
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
 
@@ -28,6 +28,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (252, 252, 252),
 }
 
+SHADE = 16
+"""A thing's colour differs from that of ``COLOURS`` by at most so much in red, green and blue."""
+
 SIZES: dict[str, tuple[int, int]] = {"small": (6, 8), "large": (12, 15)}
 """Smallest and largest radius of each size."""
 
@@ -37,14 +40,18 @@ PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom lef
 WORDS = (
     *("cat", "dog", "sun", "hat", "car", "bus", "cup", "map", "key", "box", "fox", "bee", "egg", "jam", "pen", "ten"),
     *("red", "blue", "park", "shop", "stop", "exit", "open", "milk", "fish", "bird", "tree", "star", "moon", "ship"),
-    *("road", "home", "door", "book", "lamp", "king", "gold", "wind", "rain", "snow"),
+    *("road", "home", "door", "book", "lamp", "king", "gold", "wind", "rain", "snow", "zoo", "ice", "van", "jet"),
+    *("quiz", "vote", "work", "push", "pull", "taxi", "hall", "cafe", "bank", "food", "left", "west", "east", "day"),
 )
 """What is written on signs, besides numbers."""
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What signs are written with."""
 
-BACKGROUNDS = ("plain", "gradient", "noise", "stripes", "blotches")
+SIGN_SIZES = (14, 20)
+"""Smallest and largest size of the font of a sign."""
+
+BACKGROUNDS = ("plain", "gradient", "noise", "stripes", "blotches", "photo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,8 @@ class Thing:
     """One of ``SIZES``."""
     radius: int
     """Half of its width, in world units."""
+    shade: tuple[int, int, int] = (0, 0, 0)
+    """What is added to the red, green and blue of its colour."""
     x: float
     """Centre, in world units."""
     y: float
@@ -68,6 +77,14 @@ class Thing:
     def name(self) -> str:
         """How questions call it: ``red circle``."""
         return f"{self.colour} {self.shape}"
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """The colour it is painted in."""
+        red, green, blue = (
+            min(max(value + more, 0), 255) for value, more in zip(COLOURS[self.colour], self.shade, strict=True)
+        )
+        return red, green, blue
 
     @property
     def place(self) -> str:
@@ -91,16 +108,19 @@ class Sign:
     """Centre, in world units."""
     height: int
     """Size of the font, in world units."""
+    font: str = "sans"
+    """One of ``FONTS``."""
     ink: tuple[int, int, int]
     """Colour of the letters."""
     plate: tuple[int, int, int] | None
     """Colour of a board behind the letters. None: written on the background."""
     bold: bool
+    """Whether every stroke is one unit thicker."""
 
     @property
     def half_width(self) -> float:
-        """A safe estimate of half of the width, in world units."""
-        return 0.36 * self.height * len(self.text) + 2
+        """Half of the width with a margin, in world units."""
+        return text_width(self.text, self.font, self.height) / 2 + 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +139,11 @@ class Scene:
     """Everything that a picture shows."""
 
     things: tuple[Thing, ...]
+    """From the hindmost to the foremost."""
     signs: tuple[Sign, ...]
     background: Background
+    chart: Chart | None = None
+    """A scene with a chart shows nothing else."""
 
     def named(self, name: str) -> tuple[Thing, ...]:
         """Return the things that are called ``name``."""
@@ -137,9 +160,13 @@ class SceneSettings:
     """What random scenes hold."""
 
     min_things: int = 1
-    max_things: int = 6
+    max_things: int = 8
     sign_share: float = 0.35
-    """Share of scenes with a word or a number."""
+    """Share of scenes with a word or a number, among those without a chart."""
+    chart_share: float = 0.0
+    """Share of scenes with a bar chart."""
+    overlap_share: float = 0.25
+    """Share of scenes in which things may cover one another in part."""
     distractor_share: float = 0.5
     """Chance that a further thing repeats the shape or the colour of an earlier one."""
 
@@ -155,29 +182,8 @@ def cell_of(value: float) -> int:
     return min(int(3 * value / CANVAS), 2)
 
 
-def generator_of(split: Split, index: int, stream: str = "scene") -> random.Random:
-    """Return the random numbers of one item.
-
-    The seed is made of the split's name and the index, so no item of one split is drawn from the
-    numbers of another.
-
-    Args:
-        split: ``train``, ``validation`` or ``test``.
-        index: Which item of the split, from 0.
-        stream: What the numbers are for; different streams of an item are independent.
-
-    Raises:
-        ValueError: If there is no such split, or the index is negative.
-    """
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"Unknown split {split!r}. The splits are train, validation and test.")
-    if index < 0:
-        raise ValueError(f"The index of an item must be 0 or more, got {index}.")
-    return random.Random(f"{stream}/{split}/{index}")
-
-
 def random_scene(rng: random.Random, settings: SceneSettings | None = None) -> Scene:
-    """Draw the content of a scene. Things and signs keep clear of one another.
+    """Draw the content of a scene. Things keep clear of signs, and of one another unless they may overlap.
 
     Args:
         rng: Where the random numbers come from.
@@ -185,12 +191,16 @@ def random_scene(rng: random.Random, settings: SceneSettings | None = None) -> S
     """
     settings = settings or SceneSettings()
     background = random_background(rng)
+    if settings.chart_share and rng.random() < settings.chart_share:
+        chart = random_chart(rng, tuple(COLOURS), tuple(FONTS))
+        return Scene(things=(), signs=(), background=background, chart=chart)
     signs: tuple[Sign, ...] = ()
     if rng.random() < settings.sign_share:
         signs = (random_sign(rng, background),)
+    nearest = 0.75 if rng.random() < settings.overlap_share else 1.1
     things: list[Thing] = []
     for _ in range(rng.randint(settings.min_things, settings.max_things)):
-        thing = _placed(rng, _random_thing(rng, things, settings), things, signs)
+        thing = _placed(rng, _random_thing(rng, things, settings), things, signs, nearest)
         if thing is not None:
             things.append(thing)
     if not things and settings.min_things > 0:
@@ -213,10 +223,13 @@ def random_page(rng: random.Random) -> Scene:
             sign = random_sign(rng, background)
             alphabet = CHARACTERS[10:] if rng.random() < 0.7 else CHARACTERS[:10]
             text = sign.text if rng.random() < 0.4 else "".join(rng.choices(alphabet, k=rng.randint(2, 4)))
-            height = sign.height if len(text) < 4 else min(sign.height, 17)
-            slack = max(int(23 - 0.36 * height * len(text)), 0)
-            x += rng.randint(-slack, slack)
-            signs.append(replace(sign, text=text, height=height, x=x, y=y + rng.randint(-2, 2)))
+            sign = replace(sign, text=text)
+            while sign.half_width > 25 and sign.height > SIGN_SIZES[0]:
+                sign = replace(sign, height=sign.height - 1)
+            while sign.half_width > 25:
+                sign = replace(sign, text=sign.text[:-1])
+            slack = max(int(25 - sign.half_width), 0)
+            signs.append(replace(sign, x=x + rng.randint(-slack, slack), y=y + rng.randint(-2, 2)))
     return Scene(things=tuple(things), signs=tuple(signs), background=background)
 
 
@@ -235,12 +248,14 @@ def random_sign(rng: random.Random, background: Background) -> Sign:
     text = rng.choice(WORDS).upper() if rng.random() < 0.6 else str(rng.randrange(10 ** rng.randint(1, 3)))
     dark = rng.random() < (0.85 if sum(background.colour) > 3 * 145 else 0.3)
     shade = rng.randint(0, 45) if dark else rng.randint(225, 255)
-    ink = (shade, shade, shade)
     plate = None
     if rng.random() < 0.4:
         board = rng.randint(215, 250) if dark else rng.randint(10, 60)
         plate = (board, board, board)
-    sign = Sign(text=text, x=0, y=0, height=rng.randint(15, 20), ink=ink, plate=plate, bold=rng.random() < 0.4)
+    font = rng.choice(tuple(FONTS))
+    bold = font == "sans" and rng.random() < 0.4
+    height = rng.randint(*SIGN_SIZES)
+    sign = Sign(text=text, x=0, y=0, height=height, font=font, ink=(shade,) * 3, plate=plate, bold=bold)
     margin = sign.half_width + 1
     x = rng.uniform(margin, CANVAS - margin) if margin < CANVAS / 2 else CANVAS / 2
     return replace(sign, x=round(x), y=round(rng.uniform(12, CANVAS - 12)))
@@ -252,16 +267,25 @@ def _random_thing(rng: random.Random, others: list[Thing], settings: SceneSettin
         other = rng.choice(others)
         shape, colour = (other.shape, colour) if rng.random() < 0.5 else (shape, other.colour)
     size = rng.choice(tuple(SIZES))
-    return Thing(shape=shape, colour=colour, size=size, radius=rng.randint(*SIZES[size]), x=0, y=0)
+    red, green, blue = (rng.randint(-SHADE, SHADE) for _ in range(3))
+    return Thing(
+        shape=shape, colour=colour, size=size, radius=rng.randint(*SIZES[size]), shade=(red, green, blue), x=0, y=0
+    )
 
 
-def _placed(rng: random.Random, thing: Thing, others: list[Thing], signs: tuple[Sign, ...]) -> Thing | None:
-    """Return the thing at a free place, or None when 12 places were all taken."""
+def _placed(
+    rng: random.Random, thing: Thing, others: list[Thing], signs: tuple[Sign, ...], nearest: float
+) -> Thing | None:
+    """Return the thing at a free place, or None when 20 places were all taken.
+
+    ``nearest`` is the least distance to the centre of another thing, as a share of the two radii together.
+    """
     margin = thing.radius + 1
-    for _ in range(12):
+    for _ in range(20):
         x, y = rng.randint(margin, CANVAS - margin), rng.randint(margin, CANVAS - margin)
         clear_of_things = all(
-            (x - other.x) ** 2 + (y - other.y) ** 2 > (thing.radius + other.radius + 2) ** 2 for other in others
+            (x - other.x) ** 2 + (y - other.y) ** 2 > (nearest * (thing.radius + other.radius)) ** 2
+            for other in others
         )
         clear_of_signs = all(
             abs(x - sign.x) > thing.radius + sign.half_width or abs(y - sign.y) > thing.radius + sign.height / 2 + 2
