@@ -140,6 +140,42 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Data:
+    """Make data to train on."""
+
+    source: Positional[Literal["synth"]]
+    """synth: drawn scenes and clips, and questions with known answers, as PNG, MP4 and JSON in the format of LLaVA."""
+    folder: Annotated[Positional[Path], arg(metavar="DIR", help_behavior_hint="")]
+    """The folder to make. A command that was cut off goes on when it is started again."""
+    split: Literal["train", "validation", "test"] = "train"
+    """No record of one split is in another; some phrasings are in the test split only."""
+    images: int = 1000
+    """How many images."""
+    clips: int = 100
+    """How many clips."""
+    first: int = 0
+    """Index of the first of each, as a seed: the same indices give the same files, others give other records."""
+    questions: int = 3
+    """Most questions about each; those that a picture does not allow are left out."""
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """How many draw at a time. Left out: one per core if that saves time. The files do not depend on it."""
+
+    def run(self) -> None:
+        """Write."""
+        from llava_mini import commands
+
+        commands.synth(
+            self.folder,
+            split=self.split,
+            images=self.images,
+            clips=self.clips,
+            first=self.first,
+            questions=self.questions,
+            processes=self.processes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a model from a recipe."""
 
@@ -158,6 +194,40 @@ class Train:
         from llava_mini import commands
 
         commands.train_tiny(self.output, smoke=self.smoke, minutes=self.minutes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(_Loading):
+    """Score a model on questions with known answers: by kind, with 95 % intervals, beside a blind guess."""
+
+    bench: Positional[Literal["tiny"]]
+    """tiny: pictures and clips of the drawn world, as many questions of each kind; about a minute on a CPU."""
+    split: Literal["test", "validation"] = "test"
+    """Which questions: those to choose settings on, or those to report."""
+    questions: int = 100
+    """How many of each kind."""
+    forms: Annotated[bool, _OPTIONAL] = False
+    """Print the scores of each form of question too."""
+    json: Annotated[bool, _OPTIONAL] = False
+    """Print a last line of JSON: scores, seconds, device, versions, commit."""
+    answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write each question with its answer into this file, one JSON object a line."""
+    write_card: Annotated[bool, _OPTIONAL] = False
+    """Write the scores into the model's folder: scores.json, and the table of its README.md."""
+
+    def run(self) -> None:
+        """Ask and count."""
+        from llava_mini import commands
+
+        commands.evaluate_tiny(
+            _loading(self),
+            split=self.split,
+            questions=self.questions,
+            forms=self.forms,
+            as_json=self.json,
+            answers=self.answers,
+            write_card=self.write_card,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +253,9 @@ Command = (
     | Annotated[Chat, subcommand("chat")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Data, subcommand("data")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
 )
 

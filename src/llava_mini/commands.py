@@ -4,8 +4,10 @@ Answers and tables go to stdout; progress, statistics, warnings and errors to st
 """
 
 import contextlib
+import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +17,10 @@ from typing import NoReturn
 import transformers
 from tqdm import tqdm
 
-from llava_mini.checkpoint.locate import EMBEDDED
+from llava_mini.checkpoint.locate import EMBEDDED, locate
 from llava_mini.config import PRESETS, LlavaMiniConfig
+from llava_mini.data.synthetic.scenes import Split
+from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
 from llava_mini.inference.engine import AnswerSettings, Engine
@@ -151,6 +155,27 @@ def export(model: str, destination: Path) -> None:
     print(export(model, destination))
 
 
+def synth(
+    folder: Path, *, split: Split, images: int, clips: int, first: int, questions: int, processes: int | None
+) -> None:
+    """Write records of the drawn world in the format of LLaVA; as in ``data.synthetic.export``."""
+    from llava_mini.data.synthetic.export import ExportSettings, export_world
+
+    settings = ExportSettings(split=split, images=images, clips=clips, first=first, questions=questions)
+    made = export_world(folder, settings, processes=processes)
+    drawn = sum(made.drawn.values())
+    print(f"{made.folder}: {images} images and {clips} clips with {made.num_questions} questions.")
+    print(
+        f"{drawn} files drawn and written in {made.seconds:.1f} s: {drawn / made.seconds:.0f} per second in "
+        f"{made.processes} process(es)."
+    )
+    if made.drawn.get("image"):
+        print(
+            f"One process draws {1000 / made.draw_milliseconds:.0f} images with their questions per second, files "
+            "aside."
+        )
+
+
 def train_tiny(output: Path | None, *, smoke: bool, minutes: float | None) -> None:
     """Train the embedded model, or go on with a run that was cut off; as in ``recipes.tiny``."""
     from llava_mini.recipes.tiny import train_tiny
@@ -158,6 +183,50 @@ def train_tiny(output: Path | None, *, smoke: bool, minutes: float | None) -> No
     output = output or Path("runs") / ("tiny-smoke" if smoke else "tiny")
     train_tiny(output, smoke=smoke, minutes=minutes)
     print(output / "model")
+
+
+def evaluate_tiny(
+    loading: Loading,
+    *,
+    split: Split,
+    questions: int,
+    forms: bool,
+    as_json: bool,
+    answers: Path | None,
+    write_card: bool,
+) -> None:
+    """Score a model on the bench of the drawn world; as in ``evaluation.bench``."""
+    from llava_mini.evaluation import card
+    from llava_mini.evaluation.bench import Bench, run_bench
+    from llava_mini.evaluation.environment import environment
+    from llava_mini.evaluation.exact_match import form_scores, score_table, scores
+    from llava_mini.recipes.tiny import tiny_settings
+
+    bench = Bench(world=tiny_settings().world, split=split, questions=questions)
+    engine, folder = loading.engine(), locate(loading.model)
+    start = time.perf_counter()
+    total = questions * len(bench.weights.kinds)
+    with tqdm(total=total, desc="asking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
+        marks = run_bench(engine.model, engine.processor, bench, progress=bar.update)
+    seconds = time.perf_counter() - start
+    print(score_table(scores(marks, bench.weights)))
+    if forms:
+        print(f"\n{score_table(form_scores(marks))}")
+    print(f"\n{loading.model}, {split} split: {len(marks)} questions in {seconds:.1f} seconds")
+    facts = card.card_facts(
+        bench,
+        marks,
+        folder=folder,
+        seconds=seconds,
+        environment=environment(engine.model.device, engine.model.dtype),
+    )
+    if as_json:
+        print(json.dumps({"model": loading.model, **{name: fact for name, fact in facts.items() if name != "marks"}}))
+    if answers is not None:
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        answers.write_text("".join(json.dumps(one.facts()) + "\n" for one in marks), encoding="utf-8")
+    if write_card:
+        card.write_card(folder, facts)
 
 
 def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:

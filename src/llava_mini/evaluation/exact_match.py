@@ -45,6 +45,21 @@ class Mark:
         """How right the blind guess is, 0 to 1."""
         return mark(self.turn, self.guess)
 
+    def facts(self) -> dict[str, str | int | float | bool]:
+        """Return all of it as plain values."""
+        turn = self.turn
+        return {
+            "kind": turn.kind,
+            "form": turn.form,
+            "index": self.index,
+            "question": turn.question,
+            "right_answer": turn.answer,
+            "answer": self.answer,
+            "blind_guess": self.guess,
+            "right": self.right,
+            "new_phrasing": turn.held_out,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
