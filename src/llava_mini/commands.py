@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from llava_mini.checkpoint.locate import EMBEDDED, locate
 from llava_mini.config import PRESETS, LlavaMiniConfig
-from llava_mini.data.synthetic.scenes import Split
 from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
