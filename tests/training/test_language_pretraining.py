@@ -52,7 +52,7 @@ def test_the_loss_falls_on_a_batch_that_is_seen_again():
     optimizer = torch.optim.AdamW(task.module.parameters(), lr=1e-2)
     losses = []
     for _ in range(8):
-        loss = task.losses(0).total
+        loss = task.losses(task.make_batch(0)).total
         losses.append(float(loss.detach()))
         loss.backward()
         optimizer.step()

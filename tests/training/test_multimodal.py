@@ -41,16 +41,16 @@ def tuning(module, thing_weight=1.0):
 
 def test_without_losses_on_things_the_loss_of_a_conversation_is_the_models_own():
     task = tuning(model(), thing_weight=0.0)
-    inputs = task.batch(0).inputs
+    inputs = task.make_batch(0).inputs
     expected = task.module.model(**vars(inputs)).loss
-    torch.testing.assert_close(task.losses(0).total, expected)
+    torch.testing.assert_close(task.losses(task.make_batch(0)).total, expected)
 
 
 def test_every_part_but_the_unused_layer_gets_a_gradient():
     task = tuning(model())
     for parameter in task.module.model.vision_tower.parameters():
         parameter.requires_grad_(False)
-    (task.losses(0).total + task.losses(1).total).backward()
+    (task.losses(task.make_batch(0)).total + task.losses(task.make_batch(1)).total).backward()
     trained = {name for name, parameter in task.module.named_parameters() if parameter.grad is not None}
     for part in ("model.projector", "model.reducer", "model.prefusion", "model.language_model", "thing_heads"):
         assert any(name.startswith(part) for name in trained), part
@@ -59,7 +59,7 @@ def test_every_part_but_the_unused_layer_gets_a_gradient():
 
 def test_questions_of_a_record_are_prompts_of_their_own_but_for_conversations():
     task = tuning(model())
-    conversations, separate = task.batch(0), task.batch(1)
+    conversations, separate = task.make_batch(0), task.make_batch(1)
     assert conversations.inputs.input_ids.shape[0] == 4
     assert separate.inputs.input_ids.shape[0] > 4
 
@@ -72,7 +72,7 @@ def test_alignment_brings_patches_to_their_words():
     optimizer = torch.optim.Adam(module.projector.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
-        loss = task.losses(0).total
+        loss = task.losses(task.make_batch(0)).total
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()

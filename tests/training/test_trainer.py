@@ -18,11 +18,14 @@ class Line:
         self.module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3)).to(torch.bfloat16)
         self.poisoned_step = poisoned_step
 
-    def losses(self, step):
+    def make_batch(self, step):
         x = torch.randn(16, 3, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
+        return x * float("nan") if step == self.poisoned_step else x
+
+    def losses(self, x):
         loss = (self.module(x) - x / 2).float().square().mean()
         return Losses(
-            total=loss * float("nan") if step == self.poisoned_step else loss,
+            total=loss,
             parts={"double": 2 * float(loss.detach())},
         )
 

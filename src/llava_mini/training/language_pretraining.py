@@ -17,7 +17,6 @@ from llava_mini.data.collate import LENGTH_STEP
 from llava_mini.data.records import Turn
 from llava_mini.data.synthetic.world import WorldSettings, world_item
 from llava_mini.data.tokenizer import ASSISTANT, BEGIN, END, USER
-from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.trainer import Losses
 
 
@@ -31,6 +30,23 @@ class TextBatch:
     """[B, T], 0 at padding."""
     labels: Tensor
     """[B, T] int64, -100 where nothing is to be learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageBatches:
+    """The conversations of each step."""
+
+    tokenizer: PreTrainedTokenizerFast
+    batch_size: int
+    settings: WorldSettings
+
+    def __call__(self, step: int) -> TextBatch:
+        """Return the conversations of a step."""
+        first = step * self.batch_size
+        items = [
+            world_item("train", index, self.settings, "language") for index in range(first, first + self.batch_size)
+        ]
+        return text_batch(self.tokenizer, [(item.description, item.turns) for item in items])
 
 
 class LanguagePretraining:
@@ -55,24 +71,12 @@ class LanguagePretraining:
             settings: What the questions are about.
         """
         self.module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.batch: Prefetch[TextBatch] = Prefetch(self.make_batch)
-        self.settings = settings
+        self.make_batch = LanguageBatches(tokenizer=tokenizer, batch_size=batch_size, settings=settings)
 
-    def losses(self, step: int) -> Losses:
+    def losses(self, batch: TextBatch) -> Losses:
         """Return the loss on the answers of a step, and the share of answer tokens that are right."""
-        batch = self.batch(step)
         hidden = self.module.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return answer_loss(self.module.lm_head, hidden, batch.labels)
-
-    def make_batch(self, step: int) -> TextBatch:
-        """Return the conversations of a step."""
-        first = step * self.batch_size
-        items = [
-            world_item("train", index, self.settings, "language") for index in range(first, first + self.batch_size)
-        ]
-        return text_batch(self.tokenizer, [(item.description, item.turns) for item in items])
 
 
 def answer_loss(head: torch.nn.Module, hidden: Tensor, labels: Tensor) -> Losses:

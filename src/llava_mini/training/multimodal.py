@@ -28,7 +28,6 @@ from llava_mini.data.synthetic.splits import generator_of
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.training.auxiliary import ThingHeads
 from llava_mini.training.language_pretraining import answer_loss
-from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.shared_frames import fuse_shared
 from llava_mini.training.trainer import Losses
 from llava_mini.training.vision_pretraining import grid_codes, normalised
@@ -47,6 +46,39 @@ class AlignmentBatch:
     """[F, P, D] float32: the code of the place, and the embeddings of the words for what a patch shows."""
     shown: Tensor
     """[F, P] bool: patches that show something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentBatches:
+    """The pictures of each step, and where their patches should lie."""
+
+    words: dict[str, Tensor]
+    """[1 + values, D] for each label: 0 for nothing, then the embedding of the word for each value."""
+    places: Tensor
+    """[P, D]: the code of each place."""
+    batch_size: int
+    settings: SceneSettings
+    patch_size: int
+
+    def __call__(self, step: int) -> AlignmentBatch:
+        """Return the pictures of a step and where their patches should lie."""
+        first = step * self.batch_size
+        scenes = [
+            random_scene(generator_of("train", index, "alignment"), self.settings)
+            for index in range(first, first + self.batch_size)
+        ]
+        labels = [patch_labels(scene, self.patch_size) for scene in scenes]
+        rows = [
+            [words[torch.from_numpy(label[name])] for name, words in self.words.items()] for label in labels
+        ]  # [F][names] of [P, D]
+        shown = [torch.from_numpy((label["shape"] > 0) | (label["character"] > 0)) for label in labels]
+        pictures = torch.from_numpy(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]))
+        pixels = normalised(pictures, torch.float32)
+        return AlignmentBatch(
+            pixel_values=pixels[:, None],
+            targets=torch.stack([torch.stack([self.places, *parts]).sum(0) for parts in rows]),
+            shown=torch.stack(shown),
+        )
 
 
 class Alignment:
@@ -74,11 +106,8 @@ class Alignment:
             settings: What the pictures hold.
         """
         self.module = model
-        self.batch_size = batch_size
-        self.settings = settings
-        self.batch: Prefetch[AlignmentBatch] = Prefetch(self.make_batch)
         table = embedding_table(model).float()
-        self.words = {
+        words = {
             "shape": _embedded(table, tokenizer, (*SHAPES, "bar")),
             "colour": _embedded(table, tokenizer, tuple(COLOURS)),
             "size": _embedded(table, tokenizer, tuple(SIZES)),
@@ -86,11 +115,17 @@ class Alignment:
             "character": _embedded(table, tokenizer, tuple(CHARACTERS.lower())),
         }
         codes = functional.normalize(grid_codes(model.config.patches_per_side, table.shape[1]), dim=-1)
-        self.places = codes * self.words["shape"][1:].norm(dim=-1).mean()  # [P, D]
+        places = codes * words["shape"][1:].norm(dim=-1).mean()  # [P, D]
+        self.make_batch = AlignmentBatches(
+            words=words,
+            places=places,
+            batch_size=batch_size,
+            settings=settings,
+            patch_size=model.config.patch_size,
+        )
 
-    def losses(self, step: int) -> Losses:
+    def losses(self, batch: AlignmentBatch) -> Losses:
         """Return the squared distance to the words, as a share of their own square."""
-        batch = self.batch(step)
         targets, shown = batch.targets, batch.shown
         with torch.no_grad():
             features = self.module.encode_frames(batch.pixel_values.to(self.module.dtype))[:, 0]  # [F, P, E]
@@ -98,26 +133,6 @@ class Alignment:
         scale = targets[shown].square().sum(-1).mean()
         total = distance[shown].mean() / scale + 0.2 * distance[~shown].mean() / scale
         return Losses(total=total, parts={"shown": float(distance[shown].mean().detach() / scale)})
-
-    def make_batch(self, step: int) -> AlignmentBatch:
-        """Return the pictures of a step and where their patches should lie."""
-        first = step * self.batch_size
-        scenes = [
-            random_scene(generator_of("train", index, "alignment"), self.settings)
-            for index in range(first, first + self.batch_size)
-        ]
-        labels = [patch_labels(scene, self.module.config.patch_size) for scene in scenes]
-        rows = [
-            [words[torch.from_numpy(label[name])] for name, words in self.words.items()] for label in labels
-        ]  # [F][names] of [P, D]
-        shown = [torch.from_numpy((label["shape"] > 0) | (label["character"] > 0)) for label in labels]
-        pictures = torch.from_numpy(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]))
-        pixels = normalised(pictures, torch.float32)
-        return AlignmentBatch(
-            pixel_values=pixels[:, None],
-            targets=torch.stack([torch.stack([self.places, *parts]).sum(0) for parts in rows]),
-            shown=torch.stack(shown),
-        )
 
 
 class TunedModel(nn.Module):
@@ -129,6 +144,19 @@ class TunedModel(nn.Module):
         self.model = model
         num_values = {"colour": len(COLOURS), "shape": len(SHAPES), "size": len(SIZES)}
         self.thing_heads = ThingHeads(model.config.text.hidden_size, num_values).to(model.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordBatches:
+    """The records of each step as tensors."""
+
+    collator: Collator
+    records_of: RecordsOf
+    conversation_every: int
+
+    def __call__(self, step: int) -> TrainingBatch:
+        """Return the batch of a step."""
+        return self.collator(self.records_of(step), separate=step % self.conversation_every > 0)
 
 
 class InstructionTuning:
@@ -155,14 +183,12 @@ class InstructionTuning:
         """
         self.module = module
         self.collator = collator
-        self.batch: Prefetch[TrainingBatch] = Prefetch(
-            lambda step: collator(records_of(step), separate=step % conversation_every > 0)
-        )
+        self.make_batch = RecordBatches(collator=collator, records_of=records_of, conversation_every=conversation_every)
         self.thing_weight = thing_weight
 
-    def losses(self, step: int) -> Losses:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Return the losses on the records of a step."""
-        return tuning_losses(self.module, self.batch(step), self.thing_weight)
+        return tuning_losses(self.module, batch, self.thing_weight)
 
 
 def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float) -> Losses:

@@ -38,14 +38,14 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
     )
     packed = splice.pack(embeds, visible)
     frames = splice.frames_of_prompts(is_image, len(frame_sources), config.tokens_per_frame)  # [B]
-    prompt_of_frame = torch.arange(len(ids)).repeat_interleave(frames)  # [F]
+    prompt_of_frame = torch.arange(len(ids), device=ids.device).repeat_interleave(frames)  # [F]
 
     patches, reduced = model.reduce_frames(model.encode_frames(pixels))
     seen = model.read(patches, reduced, None)
     assert seen.vision is not None
     stored = tuple((keys[frame_sources], values[frame_sources]) for keys, values in seen.keys_values)
     text = model.read_again(stored, packed.embeds[prompt_of_frame])  # [F, N, D]
-    total = torch.zeros(packed.embeds.shape, dtype=torch.float32).index_add(0, prompt_of_frame, text.float())
+    total = torch.zeros_like(packed.embeds, dtype=torch.float32).index_add(0, prompt_of_frame, text.float())
     embeds = splice.unpack(embeds, total / frames.clamp(min=1)[:, None, None], packed, frames > 0)
     embeds = splice.place_frames(embeds, is_image, seen.vision[frame_sources])
     return FusedPrompt(

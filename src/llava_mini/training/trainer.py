@@ -6,15 +6,17 @@ from its last checkpoint exactly as it would have.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llava_mini.training.checkpoints import random_state, read_checkpoint, write_checkpoint
 from llava_mini.training.optimizer import MasterAdamW, OptimizerSettings, rate_share
+from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.run_log import RunLog
 from llava_mini.training.stages import Stage, apply_stage
 
@@ -37,8 +39,13 @@ class Task(Protocol):
         """Everything with parameters, heads that only training needs included."""
         ...
 
-    def losses(self, step: int) -> Losses:
-        """Return the losses on the batch of a step. The batch depends on the step alone."""
+    @property
+    def make_batch(self) -> Callable[[int], Any]:
+        """Returns the batch of a step, which depends on the step alone. Can be pickled, without the module in it."""
+        ...
+
+    def losses(self, batch: Any) -> Losses:
+        """Return the losses on a batch, which is on the device of the module."""
         ...
 
 
@@ -83,9 +90,10 @@ def train_phase(task: Task, settings: PhaseSettings, folder: Path, log: RunLog, 
     first_step = _resume(path, task.module, optimizer, settings)
     saved_at = started_at = time.monotonic()
     sums: dict[str, float] = {}
+    batches = Prefetch(task.make_batch)
     task.module.train()
     for step in range(first_step, settings.num_steps):
-        losses = task.losses(step)
+        losses = task.losses(batches(step))
         total = float(losses.total.detach())
         if not math.isfinite(total):
             raise ValueError(

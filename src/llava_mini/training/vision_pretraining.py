@@ -18,7 +18,6 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from llava_mini.data.synthetic.drawing import LABEL_CLASSES, draw_scene, patch_labels
 from llava_mini.data.synthetic.scenes import Scene, SceneSettings, random_page, random_scene
 from llava_mini.data.synthetic.splits import generator_of
-from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.trainer import Losses
 
 NOTHING_WEIGHT = 0.3
@@ -118,6 +117,29 @@ def dense_losses(model: DenseVisionModel, batch: LabelledPictures) -> Losses:
     return Losses(total=total, parts=accuracies)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VisionBatches:
+    """The pictures of each step. Stands apart from the model, so that other processes can draw, too."""
+
+    num_steps: int
+    batch_size: int
+    settings: SceneSettings
+    pages: tuple[float, float]
+    """Share of pages of letters, at the first step and at the last."""
+    patch_size: int
+
+    def __call__(self, step: int) -> LabelledPictures:
+        """Return the pictures of a step."""
+        first, last = self.pages
+        share_of_pages = first + (last - first) * step / self.num_steps
+        scenes = []
+        for index in range(step * self.batch_size, (step + 1) * self.batch_size):
+            rng = generator_of("train", index, "vision")
+            page = rng.random() < share_of_pages
+            scenes.append(random_page(rng) if page else random_scene(rng, self.settings))
+        return labelled(scenes, self.patch_size)
+
+
 class VisionPretraining:
     """The task of the first phase: dense labels of pages of letters and of scenes, in shares that change."""
 
@@ -141,27 +163,18 @@ class VisionPretraining:
             settings: What the scenes hold.
             pages: Share of pages of letters among the pictures, at the first step and at the last.
         """
-        self.pages = pages
         self.module = DenseVisionModel(config).to(dtype)
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.batch: Prefetch[LabelledPictures] = Prefetch(self.make_batch)
-        self.settings = settings
+        self.make_batch = VisionBatches(
+            num_steps=num_steps,
+            batch_size=batch_size,
+            settings=settings,
+            pages=pages,
+            patch_size=self.module.patch_size,
+        )
 
-    def losses(self, step: int) -> Losses:
+    def losses(self, batch: LabelledPictures) -> Losses:
         """Return the losses on the pictures of a step."""
-        return dense_losses(self.module, self.batch(step))
-
-    def make_batch(self, step: int) -> LabelledPictures:
-        """Return the pictures of a step."""
-        first, last = self.pages
-        share_of_pages = first + (last - first) * step / self.num_steps
-        scenes = []
-        for index in range(step * self.batch_size, (step + 1) * self.batch_size):
-            rng = generator_of("train", index, "vision")
-            page = rng.random() < share_of_pages
-            scenes.append(random_page(rng) if page else random_scene(rng, self.settings))
-        return labelled(scenes, self.module.patch_size)
+        return dense_losses(self.module, batch)
 
 
 def labelled(scenes: list[Scene], patch_size: int) -> LabelledPictures:
