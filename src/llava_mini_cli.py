@@ -201,11 +201,11 @@ class Evaluate(_Loading):
     """Score a model on questions with known answers: by kind, with 95 % intervals, beside a blind guess."""
 
     bench: Positional[Literal["tiny"]]
-    """tiny: pictures and clips of the drawn world, as many questions of each kind; about a minute on a CPU."""
+    """tiny: pictures and clips of the drawn world, so many questions of each kind; under two minutes on a CPU."""
     split: Literal["test", "validation"] = "test"
     """Which questions: those to choose settings on, or those to report."""
     questions: int = 100
-    """How many of each kind."""
+    """How many of each kind about images; half as many of each kind about clips."""
     forms: Annotated[bool, _OPTIONAL] = False
     """Print the scores of each form of question too."""
     json: Annotated[bool, _OPTIONAL] = False

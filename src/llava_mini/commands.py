@@ -163,16 +163,14 @@ def synth(
     settings = ExportSettings(split=split, images=images, clips=clips, first=first, questions=questions)
     made = export_world(folder, settings, processes=processes)
     drawn = sum(made.drawn.values())
-    print(f"{made.folder}: {images} images and {clips} clips with {made.num_questions} questions.")
-    print(
-        f"{drawn} files drawn and written in {made.seconds:.1f} s: {drawn / made.seconds:.0f} per second in "
-        f"{made.processes} process(es)."
-    )
+    print(f"{made.folder}: {images} images, {clips} clips, {made.num_questions} questions")
+    if not drawn:
+        print("All files were there.")
+        return
+    work = "1 process" if made.processes == 1 else f"{made.processes} processes"
+    print(f"{drawn} files drawn and written in {made.seconds:.1f} s by {work}: {drawn / made.seconds:.0f} per second.")
     if made.drawn.get("image"):
-        print(
-            f"One process draws {1000 / made.draw_milliseconds:.0f} images with their questions per second, files "
-            "aside."
-        )
+        print(f"One process makes {1000 / made.draw_milliseconds:.0f} images with questions per second, files aside.")
 
 
 def train_tiny(output: Path | None, *, smoke: bool, minutes: float | None) -> None:
@@ -204,8 +202,7 @@ def evaluate_tiny(
     bench = Bench(world=tiny_settings().world, split=split, questions=questions)
     engine, folder = loading.engine(), locate(loading.model)
     start = time.perf_counter()
-    total = questions * len(bench.weights.kinds)
-    with tqdm(total=total, desc="asking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
+    with tqdm(total=bench.total, desc="asking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
         marks = run_bench(engine.model, engine.processor, bench, progress=bar.update)
     seconds = time.perf_counter() - start
     print(score_table(scores(marks, bench.weights)))

@@ -1,4 +1,4 @@
-"""The bench of the drawn world: as many questions of each kind, always the same ones.
+"""The bench of the drawn world: so many questions of each kind, always the same ones.
 
 Every question stands alone and has a picture or a clip of its own, so marks are independent. Question ``index`` of a
 kind depends on the split, the kind and the index, and on nothing else: a smaller bench asks the first questions of a
@@ -29,7 +29,7 @@ class Bench:
     """What pictures and clips hold, and how often each kind of question is asked in training."""
     split: Split = "test"
     questions: int = 100
-    """Of each kind."""
+    """Of each kind about images; half as many of each kind about clips, which take several times as long."""
 
     def __post_init__(self) -> None:
         if self.questions < 1:
@@ -44,13 +44,22 @@ class Bench:
         clips = {kind: weight for kind, weight in self.world.clip_kinds.items() if weight > 0}
         return KindWeights(images=images, clips=clips if self.world.clip_share > 0 else {})
 
+    def asked(self, kind: str) -> int:
+        """Return how many questions of a kind are asked."""
+        return self.questions if kind in self.weights.images else (self.questions + 1) // 2
+
+    @property
+    def total(self) -> int:
+        """How many questions are asked in all."""
+        return sum(self.asked(kind) for kind in self.weights.kinds)
+
     def item(self, kind: str, index: int) -> WorldItem:
         """Return one question with its picture or clip, not yet drawn."""
         return self._item(self.split, kind, index)
 
     def turns(self, kind: str) -> list[Turn]:
         """Return all questions of a kind with their right answers."""
-        return [self.item(kind, index).turns[0] for index in range(self.questions)]
+        return [self.item(kind, index).turns[0] for index in range(self.asked(kind))]
 
     def blind(self, kind: str) -> BlindBaseline:
         """Return the guesser of answers to questions of a kind, taught by the training split."""
@@ -89,7 +98,7 @@ def run_bench(
     """
     marks = []
     for kind in kinds or bench.weights.kinds:
-        records = [bench.item(kind, index).record() for index in range(bench.questions)]
+        records = [bench.item(kind, index).record() for index in range(bench.asked(kind))]
         answers = answer_records(model, processor, records, batch_size=batch_size, progress=progress)
         blind = bench.blind(kind)
         for index, (record, answer) in enumerate(zip(records, answers, strict=True)):

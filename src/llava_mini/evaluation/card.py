@@ -98,11 +98,11 @@ def card_table(facts: Mapping[str, Any]) -> str:
         "",
         f"\\* {CAPTION_NOTE}",
         "",
-        f"The first {facts['questions_per_kind']} questions of each kind of the {facts['split']} split, one question a "
-        f"prompt, in {facts['seconds']:.0f} seconds ({ran['device']}, {ran['threads']} thread(s), {ran['dtype']}). "
-        "Answers are right if they are right word for word. Blind: the commonest answer to the same form of question. "
-        "`images` and `clips` weigh kinds as training asks them; `all` is 0.6 of the one and 0.4 of the other; `new "
-        "phrasings` are those that no training question has.",
+        f"The first {facts['questions_per_kind']} questions of each kind of the {facts['split']} split, half as many "
+        f"about clips, one question a prompt, in {facts['seconds']:.0f} seconds ({ran['device']}, {ran['threads']} "
+        f"thread(s), {ran['dtype']}). Answers are right if they are right word for word. Blind: the commonest answer "
+        "to the same form of question. `images` and `clips` weigh kinds as training asks them; `all` is 0.6 of the one "
+        "and 0.4 of the other; `new phrasings` are those that no training question has.",
     ]
     return "\n".join(lines)
 
