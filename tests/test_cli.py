@@ -13,7 +13,7 @@ import llava_mini
 import llava_mini_cli
 from tests.tiny_engine import picture, save_tiny
 
-COMMANDS = ("ask", "chat", "convert", "export", "train", "info")
+COMMANDS = ("ask", "chat", "convert", "export", "data", "train", "evaluate", "info")
 SOURCE = Path(llava_mini_cli.__file__).parent
 
 
