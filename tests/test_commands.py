@@ -1,6 +1,7 @@
 """What commands print, and the one sentence that they end with when the input is bad."""
 
 import io
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import llava_mini_cli
 from llava_mini import commands
 from llava_mini.config import PRESETS, preset
+from llava_mini.evaluation import card
+from llava_mini.evaluation.card import read_scores
+from llava_mini.evaluation.exact_match import CAPTION_KINDS
 from llava_mini.inference import devices
 from llava_mini.inference.memory import meta_model
 from llava_mini.recipes import tiny
@@ -238,6 +242,23 @@ def test_train_runs_the_recipe_and_names_the_model(monkeypatch, capsys, flags, f
     assert run("train", "tiny", *flags) == 0
     assert calls == [(Path(folder), choice)]
     assert capsys.readouterr().out == f"{folder}/model\n"
+
+
+def test_evaluate_prints_a_table_then_json_and_writes_answers_and_card(tmp_path, capsys):
+    model = save_tiny(tmp_path / "model")
+    (model / "README.md").write_text(f"A model.\n{card.BEGIN}\n{card.END}\n")
+    flags = ("--model", model, "--questions", 1, "--forms", "--json", "--answers", tmp_path / "new" / "answers.jsonl")
+    assert run("evaluate", "tiny", *flags, "--write-card") == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["kind", "exact", "95", "%", "interval", "blind", "questions"]
+    assert any(line.startswith("colour: colour of a shape") for line in table)
+    facts = json.loads(last)
+    assert facts["scores"] == read_scores(model)["scores"]
+    assert (facts["model"], facts["split"], facts["environment"]["device"][:3]) == (str(model), "test", "cpu")
+    assert facts["scores"].keys() >= {"colour", "direction", "images", "clips", "all"}
+    answers = [json.loads(line) for line in (tmp_path / "new" / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == facts["scores"]["all"]["questions"] + len(CAPTION_KINDS)
+    assert "| colour | .00 |" in (model / "README.md").read_text()
 
 
 def test_a_destination_that_exists_is_refused(folder, tmp_path, capsys):
