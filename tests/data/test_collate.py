@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,7 @@ ABSENT = Turn(
     question="Is there a red star?", answer="no", kind="existence", form="is", nouns=(Noun(phrase="red star"),)
 )
 IMAGE = Record(turns=(WHERE, ABSENT), image=Image.new("RGB", (96, 96)))
-MOVER = Noun(phrase="red circle", path=((0.1, 0.5), (0.5, 0.5), (0.9, 0.5)))
+MOVER = Noun(phrase="red circle", path=((0.1, 0.5), None, (0.9, 0.5)))
 CLIP = Record(
     turns=(WHERE,), video=tuple(Image.new("RGB", (96, 96), (i, i, i)) for i in (0, 100, 200)), things=(MOVER,)
 )
@@ -57,12 +59,13 @@ def test_nouns_in_answers_do_not_count():
     assert len(collator()([Record(turns=(turn,), image=IMAGE.image)]).nouns.prompts) == 0
 
 
-def test_each_frame_of_a_clip_is_paired_with_each_thing():
-    batch = collator()([IMAGE, CLIP])
+def test_each_frame_of_a_clip_is_paired_with_each_name_once():
+    batch = collator()([IMAGE, replace(CLIP, turns=(WHERE, ABSENT))], separate=True)
     things = batch.frame_things
-    assert things.prompts.tolist() == [1, 1, 1]
+    assert things.prompts.tolist() == [2, 2, 2]
+    assert things.present.tolist() == [1, 0, 1]
     assert (batch.inputs.input_ids[things.prompts, things.tokens] == CONFIG.image_token_id).all()
-    torch.testing.assert_close(things.places, torch.tensor(MOVER.path))
+    torch.testing.assert_close(things.places, torch.tensor([[0.1, 0.5], [0.0, 0.0], [0.9, 0.5]]))
     assert TOKENIZER.decode(things.names[0]) == " red circle"
 
 

@@ -46,7 +46,9 @@ def test_what_is_absent_has_neither_place_nor_properties():
 def test_batches_without_nouns_or_clips_have_a_loss_of_zero():
     module, embeds = heads(), torch.randn(1, 4, 8)
     none = torch.zeros(0, dtype=torch.long)
-    things = FrameThings(prompts=none, tokens=none, names=torch.zeros(0, 2, dtype=torch.long), places=torch.zeros(0, 2))
+    things = FrameThings(
+        prompts=none, tokens=none, names=torch.zeros(0, 2, dtype=torch.long), present=none, places=torch.zeros(0, 2)
+    )
     assert module.noun_loss(embeds, nouns(present=())) == 0
     assert module.frame_loss(embeds, torch.zeros(0, 8), things) == 0
 
@@ -55,7 +57,8 @@ def test_the_place_in_a_frame_depends_on_the_name():
     module, embeds = heads(), torch.zeros(1, 1, 8)
     zeros = torch.zeros(2, dtype=torch.long)
     places = torch.tensor([[0.1, 0.1], [0.9, 0.9]])
-    things = FrameThings(prompts=zeros, tokens=zeros, names=torch.zeros(2, 2, dtype=torch.long), places=places)
+    names = torch.zeros(2, 2, dtype=torch.long)
+    things = FrameThings(prompts=zeros, tokens=zeros, names=names, present=torch.ones_like(zeros), places=places)
     words = torch.eye(8)[:2]
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     for _ in range(60):
@@ -65,3 +68,23 @@ def test_the_place_in_a_frame_depends_on_the_name():
         optimizer.step()
     assert float(loss.detach()) < 0.2
     assert BINS == 12
+
+
+def test_a_name_that_a_frame_does_not_show_has_no_place_there():
+    module, embeds = heads(), torch.zeros(1, 1, 8)
+    zeros, names = torch.zeros(2, dtype=torch.long), torch.zeros(2, 2, dtype=torch.long)
+    losses = [
+        module.frame_loss(
+            embeds,
+            torch.eye(8)[:2],
+            FrameThings(
+                prompts=zeros,
+                tokens=zeros,
+                names=names,
+                present=torch.tensor([1, 0]),
+                places=torch.tensor([[0.5, 0.5], place]),
+            ),
+        )
+        for place in ([0.0, 0.0], [0.9, 0.9])
+    ]
+    assert losses[0] == losses[1] > 0

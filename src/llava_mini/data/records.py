@@ -34,7 +34,7 @@ class Turn:
     nouns: tuple[Noun, ...] = ()
     """Things that the question names."""
     case: str = ""
-    """What sets the question apart from others of its form, though its words do not tell: ``a thing of the same shape``."""
+    """What sets it apart from others of its form, though its words do not tell: ``a thing of the same shape``."""
     held_out: bool = False
     """Whether no training question is phrased like this one."""
 

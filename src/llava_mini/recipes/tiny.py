@@ -14,6 +14,7 @@ resumes from its own checkpoint, so a run that was killed goes on where it was w
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.data.collate import Collator
 from llava_mini.data.records import Record
-from llava_mini.data.synthetic.scenes import SceneSettings
+from llava_mini.data.synthetic.scenes import WORDS, SceneSettings
 from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
 from llava_mini.data.tokenizer import build_tokenizer
 from llava_mini.evaluation.bench import Bench, run_bench
@@ -31,6 +32,7 @@ from llava_mini.evaluation.exact_match import Score, scores
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.recipes.run import Phase, Run
+from llava_mini.training.devices import Hardware, choose_hardware
 from llava_mini.training.language_pretraining import LanguagePretraining
 from llava_mini.training.multimodal import Alignment, InstructionTuning, TunedModel
 from llava_mini.training.stages import Rule, Stage
@@ -72,7 +74,7 @@ class TinySettings:
     language_rate: float = 1e-3
     rate: float = 1e-3
     """Of stage 2. Alignment and stage 1 use twice as much."""
-    clip_start: float = 0.35
+    clip_start: float = 0.2
     """Share of stage 2 after which clips are asked about too."""
     num_validation: int = 600
     """Questions that are scored at the end."""
@@ -96,14 +98,15 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     full = TinySettings(
         config=preset("tiny"),
         world=WorldSettings(
-            scene=SceneSettings(sign_share=0.5), min_turns=5, max_turns=5, clip_share=0.25, max_frames=4
+            scene=SceneSettings(sign_share=0.4, chart_share=0.1), min_turns=6, max_turns=6, clip_share=0.25
         ),
-        vision_scenes=SceneSettings(sign_share=0.5),
-        vision_steps=3200,
-        language_steps=2000,
-        alignment_steps=300,
+        vision_scenes=SceneSettings(sign_share=0.5, chart_share=0.12),
+        vision_pages=(0.8, 0.25),
+        vision_steps=4000,
+        language_steps=2400,
+        alignment_steps=400,
         stage_1_steps=100,
-        stage_2_steps=4000,
+        stage_2_steps=7000,
     )
     if minutes is None:
         return full
@@ -113,28 +116,37 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     return replace(full, **{name: max(round(getattr(full, name) * minutes / FULL_MINUTES), 1) for name in names})
 
 
-FULL_MINUTES = 85
+FULL_MINUTES = 150
 """About how long the full run takes on one core with bfloat16 matrix units."""
 
 
 def train_tiny(
-    output_dir: Path | str, *, smoke: bool = False, minutes: float | None = None, resume: bool = True
+    output_dir: Path | str,
+    *,
+    smoke: bool = False,
+    minutes: float | None = None,
+    resume: bool = True,
+    slice_minutes: float | None = None,
+    hardware: Hardware | None = None,
 ) -> dict[str, Score]:
     """Train the tiny model into a folder, from its last checkpoint if there is one.
 
     Args:
-        output_dir: Folder of the run: checkpoints, log, scores, and the model in ``model``.
+        output_dir: Folder of the run: settings, log, curves, checkpoints, scores, and the model in ``model``.
         smoke: All phases in under two minutes, on easy scenes.
         minutes: About how long a full run may take; None for the full length.
         resume: Whether a run that is already in the folder is gone on with.
+        slice_minutes: Stop after so long, where the next call goes on. None: run to the end.
+        hardware: Where to train, from ``choose_hardware``; a GPU if there is one when not given.
 
     Returns:
-        Scores on the validation split, by kind of question.
+        Scores on the validation split, by kind of question; empty if the slice ended before the run did.
 
     Raises:
         ValueError: If the folder holds another run, or the loss is not finite.
     """
-    return tiny(output_dir=Path(output_dir), smoke=smoke, minutes=minutes).execute(resume=resume)
+    run = tiny(output_dir=Path(output_dir), smoke=smoke, minutes=minutes)
+    return run.execute(resume=resume, hardware=hardware or choose_hardware(), slice_minutes=slice_minutes)
 
 
 def tiny(*, output_dir: Path, smoke: bool = False, minutes: float | None = None) -> Run:
@@ -178,7 +190,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         load_weights(speaker.module, output_dir / "language")
         model.vision_tower.load_state_dict(encoder.module.tower.state_dict())
         model.language_model.load_state_dict(speaker.module.state_dict())
-        return _tuning(settings, model, tokenizer, lambda step: _caption_records(settings, step), thing_weight=0.0)
+        return _tuning(settings, model, tokenizer, partial(_caption_records, settings), thing_weight=0.0)
 
     def alignment() -> Alignment:
         before = stage_1().module
@@ -198,7 +210,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
             settings,
             model,
             tokenizer,
-            lambda step: _stage_2_records(settings, step),
+            partial(_stage_2_records, settings),
             thing_weight=THING_WEIGHT,
             conversation_every=CONVERSATION_EVERY,
         )
@@ -210,6 +222,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
     return Run(
         name="tiny",
         settings=_facts_of(settings),
+        dtype=settings.dtype,
         output_dir=output_dir,
         save=_save,
         score=lambda task: score_tiny(*_parts(task), settings),
@@ -292,8 +305,9 @@ def score_tiny(
 def world_tokenizer(settings: TinySettings) -> PreTrainedTokenizerFast:
     """Return a tokenizer that knows every word of the training split as one token."""
     world = WorldSettings(min_turns=6, max_turns=6, clip_share=0.3)
-    items = [world_item("train", index, world, "tokenizer") for index in range(2000)]
+    items = [world_item("train", index, world, "tokenizer") for index in range(3000)]
     texts = [text for item in items for turn in item.turns for text in (turn.question, turn.answer, f" {turn.answer}")]
+    texts += [text for word in WORDS for text in (word, f" {word}") for _ in range(2)]
     return build_tokenizer(texts, vocab_size=settings.config.text.vocab_size)
 
 

@@ -1,70 +1,74 @@
 import itertools
+from collections import Counter
 
 import pytest
 
-from llava_mini.data.synthetic.clips import CLIP_MAKERS, DIRECTIONS, ask_about_clip, describe_clip, random_clip
-from llava_mini.data.synthetic.scenes import generator_of
+from llava_mini.data.synthetic.clips import DIRECTIONS, VERBS, random_clip
+from llava_mini.data.synthetic.splits import generator_of
 
-CLIPS = [random_clip(generator_of("train", index), num_frames=2 + index % 4) for index in range(300)]
-
-
-def moved_things(clip):
-    count = len(clip.frames[0].things)
-    return {index for index in range(count) if len(set(clip.path_of(index))) > 1}
+CLIPS = [random_clip(generator_of("train", index)) for index in range(400)]
 
 
-def test_only_the_mover_moves_and_it_goes_straight():
-    movers = [clip for clip in CLIPS if clip.mover >= 0]
-    assert len(movers) > 100
+def test_only_movers_move_and_they_go_straight():
+    moves = [(clip, event) for clip in CLIPS for event in clip.of_verb("move")]
+    assert len(moves) > 150
     for clip in CLIPS:
-        assert moved_things(clip) == ({clip.mover} if clip.mover >= 0 else set())
-    for clip in movers:
-        path = clip.path_of(clip.mover)
-        across, down = DIRECTIONS[clip.direction]
-        for (x0, y0), (x1, y1) in itertools.pairwise(path):
-            assert (x1 - x0) * across + (y1 - y0) * down > 0
-            assert (x1 - x0) * down == (y1 - y0) * across == 0
+        movers = {event.thing for event in clip.of_verb("move")}
+        for index, track in enumerate(clip.tracks):
+            places = {(thing.x, thing.y) for thing in track if thing is not None}
+            assert (len(places) > 1) == (index in movers)
+    for clip, event in moves:
+        across, down = DIRECTIONS[event.direction]
+        for before, after in itertools.pairwise(clip.tracks[event.thing]):
+            assert (after.x - before.x) * across + (after.y - before.y) * down > 0
+            assert (after.x - before.x) * down == (after.y - before.y) * across == 0
 
 
-def test_every_event_occurs():
-    assert {clip.direction for clip in CLIPS} == {"", *DIRECTIONS}
-    assert any(clip.changer >= 0 for clip in CLIPS)
-    assert any(clip.appears for clip in CLIPS)
-    assert any(len(set(map(repr, clip.frames))) == 1 for clip in CLIPS)
+def test_things_appear_disappear_and_change_at_their_frame():
+    for clip in CLIPS:
+        for event in clip.in_order:
+            before, after = clip.tracks[event.thing][: event.frame], clip.tracks[event.thing][event.frame :]
+            assert before
+            assert after
+            assert all(thing is None for thing in before) == (event.verb == "appear")
+            assert all(thing is None for thing in after) == (event.verb == "disappear")
+            if event.verb == "change color":
+                assert {thing.colour for thing in before}.isdisjoint({thing.colour for thing in after})
+        frames = [event.frame for event in clip.in_order]
+        assert len(set(frames)) == len(frames)
 
 
-def test_questions_about_motion_and_change_are_answered_right():
-    seen = set()
-    for index, clip in enumerate(CLIPS):
-        for kind in CLIP_MAKERS:
-            turn = ask_about_clip(generator_of("train", index, kind), clip, kind, "train")
-            if turn is None:
-                continue
-            seen.add(turn.form)
-            if turn.form == "direction":
-                assert turn.answer == clip.direction
-            elif turn.form == "does anything move":
-                assert turn.answer == ("yes" if clip.mover >= 0 else "no")
-            elif turn.form == "does it move":
-                index_of = [thing.name for thing in clip.frames[0].things].index(turn.nouns[0].phrase)
-                assert turn.answer == ("yes" if index_of == clip.mover else "no")
-            elif turn.form == "does anything change":
-                assert turn.answer == ("yes" if clip.changer >= 0 else "no")
-            elif turn.form == "new colour":
-                assert turn.answer == clip.frames[-1].things[clip.changer].colour
-                assert turn.answer != clip.frames[0].things[clip.changer].colour
-            elif turn.form == "what appears":
-                assert len(clip.frames[0].things) == len(clip.frames[-1].things) - 1
-    assert len(seen) == 9
+def test_every_event_occurs_up_to_three_times_and_some_clips_are_still():
+    verbs = Counter(event.verb for clip in CLIPS for event in clip.events)
+    assert set(verbs) == set(VERBS)
+    assert {len(clip.events) for clip in CLIPS} == {0, 1, 2, 3}
+    assert {clip.num_frames for clip in CLIPS} == {3, 4, 5, 6, 8}
 
 
-def test_a_description_tells_what_happens():
-    clip = next(clip for clip in CLIPS if clip.mover >= 0 and len(clip.frames[0].things) == 1)
-    assert describe_clip(clip) == f"the {clip.frames[0].things[0].name} moves {clip.direction}"
+def test_a_name_means_one_thing_at_all_times():
+    for clip in CLIPS:
+        owners = {}
+        for index, track in enumerate(clip.tracks):
+            for thing in track:
+                if thing is not None:
+                    assert owners.setdefault(thing.name, index) == index
+        nouns = {noun.phrase: noun for noun in clip.nouns()}
+        assert set(nouns) == set(owners)
+        for name, noun in nouns.items():
+            seen = [place is not None for place in noun.path]
+            assert seen == [any(thing.name == name for thing in frame.things) for frame in clip.frames]
 
 
-def test_a_clip_of_one_frame_and_an_unknown_kind_are_refused():
+def test_a_description_tells_things_and_events_in_order():
+    clip = next(clip for clip in CLIPS if [event.verb for event in clip.in_order] == ["appear", "disappear"])
+    first, second = clip.in_order
+    text = clip.describe()
+    assert text.startswith("first ")
+    assert text.endswith(f"then the {clip.name(first.thing)} appears; then the {clip.name(second.thing)} disappears")
+
+
+def test_too_few_frames_or_things_are_refused():
     with pytest.raises(ValueError, match="at least 2 frames"):
         random_clip(generator_of("train", 0), num_frames=1)
-    with pytest.raises(ValueError, match="Unknown kind of question 'sound'"):
-        ask_about_clip(generator_of("train", 0), CLIPS[0], "sound", "train")
+    with pytest.raises(ValueError, match="3 things"):
+        random_clip(generator_of("train", 0), max_things=2)

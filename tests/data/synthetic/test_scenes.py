@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from llava_mini.data.synthetic.scenes import (
@@ -6,10 +8,10 @@ from llava_mini.data.synthetic.scenes import (
     SIZES,
     WORDS,
     SceneSettings,
-    generator_of,
     random_page,
     random_scene,
 )
+from llava_mini.data.synthetic.splits import generator_of
 
 SCENES = [random_scene(generator_of("train", index)) for index in range(300)]
 
@@ -32,9 +34,10 @@ def test_no_scene_of_one_split_occurs_in_another():
         assert not seen & {repr(random_scene(generator_of(split, index))) for index in range(300)}
 
 
-def test_things_lie_on_the_canvas_and_apart():
+def test_things_lie_on_the_canvas_and_apart_unless_they_may_overlap():
+    apart = SceneSettings(overlap_share=0)
     pairs = 0
-    for scene in SCENES:
+    for scene in (random_scene(generator_of("train", index), apart) for index in range(300)):
         for thing in scene.things:
             assert thing.radius < thing.x < CANVAS - thing.radius
             assert thing.radius < thing.y < CANVAS - thing.radius
@@ -46,6 +49,29 @@ def test_things_lie_on_the_canvas_and_apart():
                     distance = (first.x - second.x) ** 2 + (first.y - second.y) ** 2
                     assert distance > (first.radius + second.radius) ** 2
     assert pairs > 1000
+    assert any(
+        (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < (a.radius + b.radius) ** 2
+        for s in SCENES
+        for a in s.things
+        for b in s.things
+        if a is not b
+    )
+
+
+def test_scenes_hold_one_to_eight_things_or_a_chart():
+    scenes = [random_scene(generator_of("train", index), SceneSettings(chart_share=0.2)) for index in range(400)]
+    charts = [scene.chart for scene in scenes if scene.chart is not None]
+    assert 50 < len(charts) < 110
+    assert {len(chart.bars) for chart in charts} == {2, 3, 4, 5}
+    assert {len(scene.things) for scene in scenes if scene.chart is None} == set(range(1, 9))
+    for chart in charts:
+        values = [bar.value for bar in chart.bars]
+        assert values.count(max(values)) == values.count(min(values)) == 1
+        assert len({bar.colour for bar in chart.bars}) == len(values)
+        assert all(a.left + a.width < b.left for a, b in itertools.pairwise(chart.bars))
+        assert chart.bars[0].left >= 5
+        assert chart.bars[-1].left + chart.bars[-1].width <= CANVAS - 4
+        assert all(chart.ground - bar.value * chart.unit - 2 - chart.digit_size >= 3 for bar in chart.bars)
 
 
 def test_scenes_hold_as_many_things_as_asked_for():

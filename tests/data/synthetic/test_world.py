@@ -1,6 +1,10 @@
 import numpy as np
+import pytest
 
+from llava_mini.data.synthetic.scenes import SceneSettings
 from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
+
+SPLITS = ("train", "validation", "test")
 
 MIXED = WorldSettings(min_turns=2, max_turns=4, clip_share=0.4)
 
@@ -17,7 +21,7 @@ def test_records_hold_an_image_or_a_clip_in_the_asked_shares():
     items = [world_item("train", index, MIXED) for index in range(300)]
     clips = [item for item in items if len(item.frames) > 1]
     assert 0.3 < len(clips) / len(items) < 0.5
-    assert all(MIXED.min_frames <= len(item.frames) <= MIXED.max_frames for item in clips)
+    assert {len(item.frames) for item in clips} == {3, 4, 5, 6, 8}
 
 
 def test_questions_of_a_record_differ_and_there_is_at_least_one():
@@ -32,3 +36,19 @@ def test_splits_draw_different_records():
         for split in ("train", "validation", "test")
     ]
     assert len(set(questions)) == 3
+
+
+def test_kinds_are_asked_by_their_weights_and_a_kind_that_no_picture_allows_is_refused():
+    only = WorldSettings(image_kinds={"chart": 1.0}, min_turns=3, max_turns=3)
+    items = [world_item("test", index, only) for index in range(20)]
+    assert {turn.kind for item in items for turn in item.turns} == {"chart"}
+    assert all(item.frames[0].chart is not None for item in items)
+    never = WorldSettings(scene=SceneSettings(chart_share=0.0), image_kinds={"chart": 1.0})
+    with pytest.raises(ValueError, match="allows a question of the kinds"):
+        world_item("test", 0, never)
+
+
+def test_a_split_is_not_a_shuffle_of_another():
+    scenes = {split: {repr(world_item(split, index, MIXED).frames) for index in range(150)} for split in SPLITS}
+    assert all(len(found) == 150 for found in scenes.values())
+    assert len(set().union(*scenes.values())) == 450

@@ -54,9 +54,7 @@ class Clip:
     def frames(self) -> tuple[Scene, ...]:
         """What each frame shows."""
         return tuple(
-            Scene(
-                things=tuple(thing for thing in moment if thing is not None), signs=(), background=self.background
-            )
+            Scene(things=tuple(thing for thing in moment if thing is not None), signs=(), background=self.background)
             for moment in zip(*self.tracks, strict=True)
         )
 
@@ -140,9 +138,7 @@ def random_clip(rng: random.Random, *, num_frames: int = 0, max_things: int = 4)
     things = list(range(len(scene.things)))
     rng.shuffle(things)
     if movers:
-        events = [
-            Event(verb="move", thing=thing, direction=rng.choice(tuple(DIRECTIONS))) for thing in things[:movers]
-        ]
+        events = [Event(verb="move", thing=thing, direction=rng.choice(tuple(DIRECTIONS))) for thing in things[:movers]]
     else:
         frames = rng.sample(range(1, num_frames), moments)
         verbs = [rng.choice(("appear", "disappear", "change color")) for _ in frames]

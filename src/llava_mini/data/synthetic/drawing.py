@@ -120,7 +120,9 @@ def draw_chart(image: Image.Image, chart: Chart) -> None:
     """Draw a bar chart onto a picture, in place: a board, bars, and the value above each bar."""
     draw = ImageDraw.Draw(image)
     scale = image.width / CANVAS
-    draw.rectangle((3 * scale, 3 * scale, image.width - 3 * scale - 1, image.height - 3 * scale - 1), (chart.plate,) * 3)
+    draw.rectangle(
+        (3 * scale, 3 * scale, image.width - 3 * scale - 1, image.height - 3 * scale - 1), (chart.plate,) * 3
+    )
     font = font_of(chart.font, round(chart.digit_size * scale))
     for bar in chart.bars:
         left, right = bar.left * scale, (bar.left + bar.width) * scale - 1
@@ -170,9 +172,7 @@ def letter_boxes(scene: Scene) -> list[tuple[str, int, Box]]:
     for sign in scene.signs:
         left, top, right, bottom = _text_box(sign, 1.0)
         places = _letter_places(sign, left, 1.0)
-        for order, (character, start, end) in enumerate(
-            zip(sign.text, places, [*places[1:], right], strict=True)
-        ):
+        for order, (character, start, end) in enumerate(zip(sign.text, places, [*places[1:], right], strict=True)):
             found.append((character, order, (start, top, end, bottom)))
     for bar in scene.chart.bars if scene.chart is not None else ():
         assert scene.chart is not None

@@ -244,7 +244,7 @@ def ask(rng: random.Random, scene: Scene, kind: str, split: Split) -> Turn | Non
 
 
 def describe(scene: Scene) -> str:
-    """Return all there is to know: ``a small red circle at the top left, a large blue star at the right and the word cat``.
+    """Return all there is to know: ``a small red circle at the top left and the word cat``.
 
     It stands for the picture where a language model is trained alone.
     """

@@ -284,8 +284,7 @@ def _placed(
     for _ in range(20):
         x, y = rng.randint(margin, CANVAS - margin), rng.randint(margin, CANVAS - margin)
         clear_of_things = all(
-            (x - other.x) ** 2 + (y - other.y) ** 2 > (nearest * (thing.radius + other.radius)) ** 2
-            for other in others
+            (x - other.x) ** 2 + (y - other.y) ** 2 > (nearest * (thing.radius + other.radius)) ** 2 for other in others
         )
         clear_of_signs = all(
             abs(x - sign.x) > thing.radius + sign.half_width or abs(y - sign.y) > thing.radius + sign.height / 2 + 2
