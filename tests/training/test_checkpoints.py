@@ -2,7 +2,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llava_mini.training.checkpoints import read_checkpoint, write_checkpoint
+from llava_mini.training.checkpoints import (
+    random_states,
+    read_checkpoint,
+    read_facts,
+    replaced,
+    restore_random_states,
+    write_checkpoint,
+)
 
 
 def test_tensors_and_facts_come_back(tmp_path):
@@ -11,7 +18,7 @@ def test_tensors_and_facts_come_back(tmp_path):
     tensors = {"a": shared, "b": shared[:2], "c": torch.ones(1, dtype=torch.bfloat16)}
     write_checkpoint(path, tensors, {"step": 3, "phase": "one"})
     read, facts = read_checkpoint(path)
-    assert facts == {"step": 3, "phase": "one"}
+    assert facts == read_facts(path) == {"step": 3, "phase": "one"}
     assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == tensors[name].dtype for name in tensors)
 
 
@@ -39,3 +46,24 @@ def test_another_safetensors_file_is_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no checkpoint of a run"):
         read_checkpoint(tmp_path / "other.safetensors")
+
+
+def test_a_draft_takes_the_place_of_a_file_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"), replaced(path) as draft:
+        draft.write_text("ne")
+        raise OSError("disk full")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+    with replaced(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["new"]
+
+
+def test_random_numbers_go_on_from_a_stored_state():
+    states = random_states()
+    first = torch.rand(3)
+    torch.manual_seed(7)
+    restore_random_states({**states, "cuda": torch.zeros(1)})  # a state from a GPU that is not here
+    assert torch.equal(torch.rand(3), first)

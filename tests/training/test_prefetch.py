@@ -1,4 +1,9 @@
+import os
+import time
+from functools import partial
+
 import pytest
+import torch
 
 from llava_mini.training.prefetch import Prefetch
 
@@ -23,3 +28,46 @@ def test_an_error_comes_at_the_step_that_causes_it():
     batches(1)
     with pytest.raises(ZeroDivisionError):
         batches(2)
+
+
+def square(step):
+    return {"square": torch.full((2,), step * step)}
+
+
+def refuse(limit, step):
+    if step >= limit:
+        raise ValueError(f"step {step} is too far")
+    return step
+
+
+def die(step):
+    os._exit(step)
+
+
+def test_processes_give_what_the_function_gives_in_any_order():
+    with Prefetch(square, workers=2) as batches:
+        assert [batches(step)["square"].tolist() for step in (0, 1, 2, 7, 3, 3)] == [
+            [step * step] * 2 for step in (0, 1, 2, 7, 3, 3)
+        ]
+
+
+def test_an_error_in_a_process_comes_at_the_step_that_causes_it_and_others_go_on():
+    with Prefetch(partial(refuse, 2), workers=1) as batches:
+        assert [batches(0), batches(1)] == [0, 1]
+        with pytest.raises(ValueError, match="step 2 is too far"):
+            batches(2)
+        assert batches(1) == 1
+
+
+def test_a_process_that_dies_is_told():
+    with Prefetch(die, workers=1) as batches, pytest.raises(ChildProcessError, match="memory full"):
+        batches(1)
+
+
+def test_nothing_is_made_past_the_end():
+    made = []
+    with Prefetch(made.append, end=2) as batches:
+        batches(0)
+        batches(1)
+        time.sleep(0.05)
+    assert made == [0, 1]

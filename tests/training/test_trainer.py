@@ -1,13 +1,24 @@
+import os
+import signal
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from llava_mini.training.checkpoints import read_checkpoint
+from llava_mini.training.devices import Hardware
+from llava_mini.training.interruption import Interruption
 from llava_mini.training.run_log import RunLog, read_log
 from llava_mini.training.stages import Rule, Stage
-from llava_mini.training.trainer import Losses, PhaseSettings, is_finished, load_weights, train_phase
+from llava_mini.training.trainer import Losses, PhaseSettings, is_finished, load_weights, progress_of, train_phase
 
 STAGE = Stage(name="all", rules=(Rule(part="", rate=1e-2),))
+
+
+def draw(poisoned_step, step):
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
+    return x * float("nan") if step == poisoned_step else x
 
 
 class Line:
@@ -16,17 +27,15 @@ class Line:
     def __init__(self, poisoned_step=-1):
         torch.manual_seed(0)
         self.module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3)).to(torch.bfloat16)
-        self.poisoned_step = poisoned_step
 
-    def make_batch(self, step):
-        x = torch.randn(16, 3, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
-        return x * float("nan") if step == self.poisoned_step else x
+        self.make_batch = partial(draw, poisoned_step)
 
     def losses(self, x):
         loss = (self.module(x) - x / 2).float().square().mean()
         return Losses(
             total=loss,
             parts={"double": 2 * float(loss.detach())},
+            right={"half": 0.5},
         )
 
 
@@ -40,6 +49,11 @@ def quiet(folder, tmp_path):
     return RunLog(folder, terminal=(tmp_path / "terminal").open("a"))
 
 
+def measured(folder):
+    """The log without its times."""
+    return [{**line, "time": 0, "seconds": 0} for line in read_log(folder / "log.jsonl")]
+
+
 def weights(task):
     return torch.cat([parameter.detach().flatten() for parameter in task.module.parameters()])
 
@@ -50,6 +64,7 @@ def test_the_loss_falls_and_is_logged(tmp_path):
     assert [line["step"] for line in lines] == [10, 20, 30, 40]
     assert lines[-1]["loss"] < lines[0]["loss"] / 2
     assert lines[0]["double"] == pytest.approx(2 * lines[0]["loss"])
+    assert lines[0]["right"] == {"half": 0.5}
 
 
 @pytest.mark.parametrize("killed_at", [1, 17, 39])
@@ -61,6 +76,7 @@ def test_a_killed_run_goes_on_exactly_as_it_would_have(tmp_path, killed_at):
     torch.manual_seed(99)
     train_phase(resumed, settings(), tmp_path / "parts", quiet(tmp_path, tmp_path))
     assert torch.equal(weights(whole), weights(resumed))
+    assert measured(tmp_path / "whole") == measured(tmp_path / "parts")
 
 
 def test_steps_after_the_last_checkpoint_are_run_again(tmp_path):
@@ -97,3 +113,38 @@ def test_the_checkpoint_of_another_phase_is_refused(tmp_path):
 def test_a_phase_without_steps_is_refused():
     with pytest.raises(ValueError, match="at least 1 step"):
         settings(num_steps=0)
+
+
+def test_processes_that_make_batches_change_nothing(tmp_path):
+    alone = Line()
+    train_phase(alone, settings(), tmp_path / "alone", quiet(tmp_path, tmp_path))
+    helped, hardware = Line(), Hardware(workers=2)
+    assert train_phase(helped, settings(), tmp_path / "helped", quiet(tmp_path, tmp_path), hardware=hardware)
+    assert torch.equal(weights(alone), weights(helped))
+
+
+def test_a_phase_whose_time_is_up_ends_with_a_checkpoint_and_makes_at_least_a_step(tmp_path):
+    whole, parts = Line(), Line()
+    rare = settings(num_steps=4, checkpoint_seconds=1e6)
+    train_phase(whole, rare, tmp_path / "whole", quiet(tmp_path, tmp_path))
+    ends = []
+    for _ in range(4):
+        parts = Line()
+        log = quiet(tmp_path, tmp_path)
+        ends.append(train_phase(parts, rare, tmp_path / "parts", log, interruption=Interruption(seconds=0)))
+    assert ends == [False, False, False, True]
+    assert torch.equal(weights(whole), weights(parts))
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path, number, error):
+    class Interrupted(Line):
+        def losses(self, x):
+            if progress_of(tmp_path) == (0, 0) and torch.equal(x, self.make_batch(5)):
+                os.kill(os.getpid(), number)
+            return super().losses(x)
+
+    rare = settings(checkpoint_seconds=1e6)
+    with Interruption() as interruption, pytest.raises(error):
+        train_phase(Interrupted(), rare, tmp_path, quiet(tmp_path, tmp_path), interruption=interruption)
+    assert progress_of(tmp_path)[0] == 6

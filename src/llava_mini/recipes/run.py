@@ -5,13 +5,28 @@ started again.
 """
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from llava_mini.evaluation.exact_match import Score, score_table
-from llava_mini.training.run_log import RunLog
-from llava_mini.training.trainer import PhaseSettings, Task, is_finished, load_weights, train_phase
+from llava_mini.recipes.record import RunRecord
+from llava_mini.training.checkpoints import write_text
+from llava_mini.training.curves import draw_curves
+from llava_mini.training.devices import Hardware
+from llava_mini.training.interruption import Interruption
+from llava_mini.training.run_log import RunLog, Work, read_log, time_in_words
+from llava_mini.training.trainer import PhaseSettings, Task, load_weights, progress_of, train_phase
+
+START_SECONDS = 20.0
+"""A phase is begun only if so much of a slice is left: what it needs is loaded first."""
+
+SCORING_SECONDS = 60.0
+"""The model is scored only if so much of a slice is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +38,8 @@ class Phase:
     """One sentence for the log and the docs."""
     build: Callable[[], Task]
     """Makes the task from what earlier phases left on disk."""
+    step_cost: float = 1.0
+    """About how long a step takes against a step of the other phases; only for the time that is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +50,8 @@ class Run:
     """Of the recipe."""
     settings: Mapping[str, object]
     """Everything that decides what comes out, as plain values for JSON. A folder is of one name and settings."""
+    dtype: torch.dtype
+    """Number format of the weights, for the record."""
     output_dir: Path
     phases: tuple[Phase, ...]
     save: Callable[[Task, Path], None]
@@ -45,50 +64,119 @@ class Run:
         """Where the finished model is saved."""
         return self.output_dir / "model"
 
-    def execute(self, *, resume: bool = True) -> dict[str, Score]:
+    def execute(
+        self, *, resume: bool = True, hardware: Hardware | None = None, slice_minutes: float | None = None
+    ) -> dict[str, Score]:
         """Run what is left of every phase, save the model, and score it.
 
         Args:
-            resume: Whether checkpoints in the folder are used. Without it, the folder must hold none.
+            resume: Whether what is in the folder is gone on with. Without it, the folder must hold no run.
+            hardware: Where to run; one thread of the CPU if not given.
+            slice_minutes: Stop after so long, where the next call goes on. None: run to the end.
 
         Returns:
-            Scores by kind of question.
+            Scores by kind of question; empty if the slice ended before the run did.
 
         Raises:
-            ValueError: If the folder holds another run, or any run when ``resume`` is off.
+            ValueError: If the folder holds another run, or any run when ``resume`` is off, or a loss is not finite.
+            KeyboardInterrupt: After Ctrl-C. What was learned is kept; the same holds for SIGTERM.
+            SystemExit: After SIGTERM, with code 143.
         """
-        self._claim_folder(resume)
-        log = RunLog(self.output_dir)
-        for number, phase in enumerate(self.phases, start=1):
-            folder = self.output_dir / phase.settings.name
-            if is_finished(phase.settings, folder):
-                continue
-            log.say(f"phase {number} of {len(self.phases)}, {phase.settings.name}: {phase.purpose}")
-            train_phase(phase.build(), phase.settings, folder, log)
-        task = self.trained()
-        self.save(task, self.model_dir)
-        scores = self.score(task)
-        facts = {kind: asdict(score) for kind, score in scores.items()}
-        (self.output_dir / "scores.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        log.say(score_table(scores))
-        return scores
+        if slice_minutes is not None and slice_minutes <= 0:
+            raise ValueError(f"A slice needs a positive number of minutes, got {slice_minutes}.")
+        hardware = hardware or Hardware()
+        hardware.prepare()
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        record = RunRecord(self.output_dir / "run.json", self.name, self.settings, resume=resume)
+        work = [
+            Work(name=phase.settings.name, num_steps=phase.settings.num_steps, step_cost=phase.step_cost)
+            for phase in self.phases
+        ]
+        log = RunLog(self.output_dir, phases=work)
+        seconds = math.inf if slice_minutes is None else 60 * slice_minutes
+        with Interruption(seconds) as interruption:
+            record.start(hardware, self.dtype)
+            try:
+                return self._execute(record, log, hardware, interruption)
+            except (KeyboardInterrupt, SystemExit):
+                log.say(f"Interrupted. {self._what_is_left(log)}")
+                raise
+            finally:
+                self._note_progress(record)
 
     def trained(self) -> Task:
-        """Return the task of the finished last phase, ready to answer."""
+        """Return the task of the finished last phase, ready to answer, on the CPU."""
         task = self.phases[-1].build()
-        load_weights(task.module, self.output_dir / self.phases[-1].settings.name)
+        load_weights(task.module, self._folder(self.phases[-1]))
         task.module.eval()
         return task
 
-    def _claim_folder(self, resume: bool) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        path = self.output_dir / "run.json"
-        facts = json.loads(json.dumps({"recipe": self.name, **self.settings}))  # as they come back from a file
-        if path.exists():
-            if not resume:
-                raise ValueError(f"{self.output_dir} already holds a run. Give an empty folder, or resume it.")
-            if json.loads(path.read_text(encoding="utf-8")) != facts:
-                raise ValueError(
-                    f"{self.output_dir} holds a run with other settings (see run.json there). Give another folder."
+    def _execute(
+        self, record: RunRecord, log: RunLog, hardware: Hardware, interruption: Interruption
+    ) -> dict[str, Score]:
+        fresh = True  # a slice that has only begun does something, however short it is
+        for number, phase in enumerate(self.phases, start=1):
+            step, seconds = progress_of(self._folder(phase))
+            log.spent(phase.settings.name, step, seconds)
+            if step == phase.settings.num_steps:
+                continue
+            finished = False
+            if fresh or not interruption.is_due(START_SECONDS):
+                at = f", from step {step}" if step else ""
+                log.say(f"phase {number} of {len(self.phases)}, {phase.settings.name}: {phase.purpose}{at}")
+                finished = train_phase(
+                    phase.build(),
+                    phase.settings,
+                    self._folder(phase),
+                    log,
+                    hardware=hardware,
+                    interruption=interruption,
                 )
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                fresh = False
+                self._note_progress(record)
+                self._draw(log)
+            if not finished:
+                log.say(f"The slice is over. {self._what_is_left(log)}")
+                return {}
+        if interruption.is_due(SCORING_SECONDS) and not fresh:
+            log.say("The slice is over; the scores are left. Start the same command again to go on.")
+            return {}
+        return self._finish(record, log, hardware)
+
+    def _finish(self, record: RunRecord, log: RunLog, hardware: Hardware) -> dict[str, Score]:
+        task = self.trained()
+        self.save(task, self.model_dir)
+        hardware.place(task.module)
+        started_at = time.monotonic()
+        scores = self.score(task)
+        facts = {kind: asdict(score) for kind, score in scores.items()}
+        write_text(self.output_dir / "scores.json", json.dumps(facts, indent=2) + "\n")
+        record.phase("scoring", time.monotonic() - started_at)
+        record.finish()
+        log.say(score_table(scores))
+        return scores
+
+    def _folder(self, phase: Phase) -> Path:
+        return self.output_dir / phase.settings.name
+
+    def _note_progress(self, record: RunRecord) -> None:
+        for phase in self.phases:
+            step, seconds = progress_of(self._folder(phase))
+            if step:
+                record.phase(phase.settings.name, seconds)
+
+    def _draw(self, log: RunLog) -> None:
+        try:
+            draw_curves(read_log(log.path), self.output_dir / "curves.png")
+        except ImportError as error:
+            log.warn(f"No curves.png. {error}")
+
+    def _what_is_left(self, log: RunLog) -> str:
+        for phase in self.phases:
+            step, _ = progress_of(self._folder(phase))
+            if step < phase.settings.num_steps:
+                return (
+                    f"Step {step} of {phase.settings.num_steps} of phase {phase.settings.name} is done, about "
+                    f"{time_in_words(log.seconds_left())} are left. Start the same command again to go on."
+                )
+        return "The scores are left. Start the same command again to go on."

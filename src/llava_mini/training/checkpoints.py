@@ -1,49 +1,94 @@
-"""A training state in one safetensors file that is either wholly there or not at all."""
+"""Files of a run that are either wholly there or not at all, and the training state in one of them."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+Facts = Mapping[str, Any]
+"""Small values that JSON can hold."""
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str | int | float]) -> None:
-    """Write tensors and facts under another name, then rename: a kill leaves the old file or the new one.
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give another path to write to; what is there at the end of the block takes the place of ``path`` at once.
+
+    A kill leaves the old file or the new one. If the block fails, the old file stays.
+
+    Args:
+        path: Its folder exists.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is never half there."""
+    with replaced(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """Write tensors and facts; a kill leaves the old file or the new one.
 
     Args:
         path: Where the file will be; its folder exists.
         tensors: What to store; shared memory is copied.
         facts: Small values, stored as JSON in the header.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-        draft,
-        metadata={"facts": json.dumps(facts)},
-    )
-    with draft.open("rb+") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replaced(path) as draft:
+        save_file(stored, draft, metadata={"facts": json.dumps(dict(facts))})
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str | int | float]]:
-    """Return the tensors and facts of a file that ``write_checkpoint`` made.
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Facts]:
+    """Return the tensors, on the CPU, and the facts of a file that ``write_checkpoint`` made.
+
+    Raises:
+        ValueError: If the file is something else.
+    """
+    facts = read_facts(path)
+    with safe_open(path, framework="pt") as file:
+        names: list[str] = list(file.keys())
+        return {name: file.get_tensor(name) for name in names}, facts
+
+
+def read_facts(path: Path) -> Facts:
+    """Return the facts alone, without reading the tensors.
 
     Raises:
         ValueError: If the file is something else.
     """
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
-        if "facts" not in header:
-            raise ValueError(f"{path} is a safetensors file but no checkpoint of a run. Remove it to start anew.")
-        names: list[str] = list(file.keys())
-        return {name: file.get_tensor(name) for name in names}, json.loads(header["facts"])
+    if "facts" not in header:
+        raise ValueError(f"{path} is a safetensors file but no checkpoint of a run. Remove it to start anew.")
+    return json.loads(header["facts"])
 
 
-def random_state() -> Tensor:
-    """Return the state of torch's random numbers, to be stored."""
-    return torch.get_rng_state()
+def random_states() -> dict[str, Tensor]:
+    """Return the states of torch's random numbers by device type, to be stored."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor]) -> None:
+    """Take over what ``random_states`` returned. A GPU's state is left out where there is none."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -94,7 +94,7 @@ def answer_loss(head: torch.nn.Module, hidden: Tensor, labels: Tensor) -> Losses
     logits = head(hidden[:, :-1][chosen]).float()  # [answer tokens, vocabulary]
     targets = targets[chosen]
     right = float((logits.argmax(-1) == targets).float().mean())
-    return Losses(total=functional.cross_entropy(logits, targets), parts={"tokens_right": right})
+    return Losses(total=functional.cross_entropy(logits, targets), right={"tokens": right})
 
 
 def text_batch(tokenizer: PreTrainedTokenizerFast, talks: Sequence[tuple[str, Sequence[Turn]]]) -> TextBatch:

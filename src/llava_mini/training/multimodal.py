@@ -210,11 +210,11 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     return Losses(
         total=answers.total + thing_weight * (noun + frame),
         parts={
-            **answers.parts,
             "answer": float(answers.total.detach()),
             "noun": float(noun.detach()),
             "frame": float(frame.detach()),
         },
+        right=answers.right,
     )
 
 

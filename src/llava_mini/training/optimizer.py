@@ -122,4 +122,5 @@ class MasterAdamW:
             master.copy_(tensors[f"master.{name}"])
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
             if keys:
-                self.adam.state[master] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
+                moments = {key: tensors[f"{key}.{name}"].to(master.device, copy=True) for key in keys}
+                self.adam.state[master] = {**moments, "step": moments["step"].cpu()}

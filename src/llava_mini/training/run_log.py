@@ -1,49 +1,137 @@
-"""What a run leaves behind: a line of JSON per logged step, and a line on the terminal."""
+"""What a run leaves behind and shows: a line of JSON per logged step, and progress on the terminal."""
 
 import json
+import math
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NoReturn, TextIO
+
+from tqdm import tqdm
+
+Progress = Callable[[int, float, Mapping[str, float]], None]
+"""Called after each step with the steps done, the seconds they took, and what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much one phase has to do, for the time that is left."""
+
+    name: str
+    num_steps: int
+    step_cost: float = 1.0
+    """Time of a step against a step of the other phases."""
 
 
 class RunLog:
-    """Writes measurements to ``log.jsonl`` in the folder of a run, and progress to the terminal."""
+    """Writes measurements to ``log.jsonl`` in the folder of a run, and progress to the terminal.
 
-    def __init__(self, folder: Path, *, terminal: TextIO | None = None, every_seconds: float = 5.0) -> None:
+    On a terminal progress is a bar; elsewhere it is a plain line now and then.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        terminal: TextIO | None = None,
+        every_seconds: float = 30.0,
+        phases: Sequence[Work] = (),
+    ) -> None:
         """Open the log for appending.
 
         Args:
             folder: Folder of the run; made if missing.
             terminal: Where progress goes; standard error when not given.
-            every_seconds: Least time between two progress lines.
+            every_seconds: Least time between two plain lines.
+            phases: All that the run does, in order; empty leaves out the time left for the run.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
         self.terminal = terminal or sys.stderr
         self.every_seconds = every_seconds
-        self._shown_at = 0.0
+        self.phases = phases
+        self._spent: dict[str, tuple[int, float]] = {}
+        self._warnings: list[str] = []
+        self._bar: tqdm[NoReturn] | None = None
 
-    def write(self, **facts: float | int | str) -> None:
-        """Append one line of JSON, on disk when this returns."""
+    def write(self, **facts: float | int | str | Mapping[str, float]) -> None:
+        """Append one line of JSON, in the file when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
 
     def say(self, text: str) -> None:
         """Show a line on the terminal."""
-        print(text, file=self.terminal, flush=True)
+        tqdm.write(text, file=self.terminal)
+        self.terminal.flush()
 
-    def progress(
-        self, phase: str, step: int, num_steps: int, seconds_per_step: float, losses: dict[str, float]
-    ) -> None:
-        """Show how far a phase is and how long it will take, unless a line was shown just before."""
-        now = time.monotonic()
-        if step < num_steps and now - self._shown_at < self.every_seconds:
-            return
-        self._shown_at = now
-        left = time_in_words((num_steps - step) * seconds_per_step)
-        values = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self.say(f"{phase}: step {step}/{num_steps}, {left} left, {values}")
+    def warn(self, text: str) -> None:
+        """Show a warning, unless it was shown before."""
+        if text not in self._warnings:
+            self._warnings.append(text)
+            self.say(f"warning: {text}")
+
+    @contextmanager
+    def phase(self, name: str, step: int, num_steps: int) -> Iterator["Progress"]:
+        """Give what shows the progress of a phase.
+
+        Args:
+            name: Of the phase.
+            step: Steps done before.
+            num_steps: Of the phase.
+        """
+        if self.terminal.isatty():
+            self._bar = tqdm(
+                total=num_steps,
+                initial=step,
+                desc=name,
+                file=self.terminal,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}",
+            )
+        shown_at = -math.inf
+
+        def show(step: int, seconds: float, values: Mapping[str, float]) -> None:
+            nonlocal shown_at
+            self.spent(name, step, seconds)
+            if self._bar is not None:
+                self._bar.update(step - self._bar.n)
+            every = self.every_seconds if self._bar is None else 1.0
+            if step < num_steps and time.monotonic() - shown_at < every:
+                return
+            shown_at = time.monotonic()
+            left = f"{time_in_words((num_steps - step) * seconds / step)} left"
+            if len(self.phases) > 1:
+                left += f" (run {time_in_words(self.seconds_left())})"
+            told = ", ".join([left, *(f"{name} {value:.3f}" for name, value in values.items())])
+            if self._bar is not None:
+                self._bar.set_postfix_str(told)
+            else:
+                self.say(f"{name}: step {step}/{num_steps}, {told}")
+
+        try:
+            yield show
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def spent(self, phase: str, step: int, seconds: float) -> None:
+        """Take note that the first steps of a phase have taken so long."""
+        self._spent[phase] = step, seconds
+
+    def seconds_left(self) -> float:
+        """Return about how long the phases will still take, judged by what their steps have taken; 0 before any."""
+        costs = {phase.name: phase.step_cost for phase in self.phases}
+        done = sum(step * costs.get(name, 1.0) for name, (step, _) in self._spent.items())
+        overall = sum(seconds for _, seconds in self._spent.values()) / done if done else 0.0
+        left = 0.0
+        for phase in self.phases:
+            step, seconds = self._spent.get(phase.name, (0, 0.0))
+            left += (phase.num_steps - step) * (seconds / step if step else overall * phase.step_cost)
+        return left
 
 
 def time_in_words(seconds: float) -> str:
@@ -55,12 +143,19 @@ def time_in_words(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def read_log(path: Path) -> list[dict[str, float | int | str]]:
-    """Return the lines of a log. A last line cut off by a kill is left out."""
-    lines = []
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log, in the order of their first appearance, one for each step of each phase.
+
+    Steps that were run again after a kill are written twice; the later line counts. A line cut off by a kill is
+    left out. A missing file has no lines.
+    """
+    if not path.exists():
+        return []
+    lines: dict[tuple[object, object], dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
-    return lines
+        lines[line.get("phase"), line.get("step")] = line
+    return list(lines.values())

@@ -114,7 +114,7 @@ def dense_losses(model: DenseVisionModel, batch: LabelledPictures) -> Losses:
         for name in ("shape", "colour", "character", "column", "value")
         if (labels[name] > 0).any()
     }
-    return Losses(total=total, parts=accuracies)
+    return Losses(total=total, right=accuracies)
 
 
 @dataclass(frozen=True, kw_only=True)
