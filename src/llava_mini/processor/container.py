@@ -1,15 +1,18 @@
-"""Files of films, opened by what is in them: FFmpeg would also take texts, playlists and noise by their names."""
+"""Files of films, opened by what is in them: FFmpeg would also take texts, playlists and noise by their names.
+
+PyAV is imported when a film is opened: pictures, frames and training do without it.
+"""
 
 import struct
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.stream import Disposition
-from av.video.stream import VideoStream
 from PIL import Image
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 _FILM_FORMATS = (
     *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "live_flv", "mpeg", "mpegts", "mpegtsraw", "asf"),
@@ -28,19 +31,25 @@ PICTURE_ERRORS = (
 )
 """What Pillow raises for damaged files."""
 
-FILM_ERRORS = (FFmpegError, OSError, IndexError)
-"""What PyAV raises for damaged files."""
+
+def film_errors() -> tuple[type[Exception], ...]:
+    """What PyAV raises for damaged files."""
+    from av.error import FFmpegError
+
+    return FFmpegError, OSError, IndexError
 
 
-def open_film(path: Path) -> InputContainer:
+def open_film(path: Path) -> "InputContainer":
     """Open a file in which there is a video.
 
     Raises:
         ValueError: there is none, or none that can be decoded.
     """
+    import av
+
     try:
         container = av.open(str(path), options={"format_whitelist": ",".join((*_FILM_FORMATS, *_SOUND_FORMATS))})
-    except (*FILM_ERRORS, ValueError) as error:
+    except (*film_errors(), ValueError) as error:
         raise ValueError(f"The file {str(path)!r} {_kind_of_refused(path)}") from error
     try:
         picture_stream(container, path)
@@ -50,12 +59,14 @@ def open_film(path: Path) -> InputContainer:
     return container
 
 
-def picture_stream(container: InputContainer, path: Path) -> VideoStream:
+def picture_stream(container: "InputContainer", path: Path) -> "VideoStream":
     """The first stream with moving pictures, not a cover.
 
     Raises:
         ValueError: there is none, or FFmpeg has no decoder for it.
     """
+    from av.stream import Disposition
+
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         content = "sound but no video" if container.streams.audio else "no video"

@@ -16,19 +16,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import av
 import numpy as np
 import torch
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 
-from llava_mini.processor.container import FILM_ERRORS, PICTURE_ERRORS, open_film, picture_stream, reason
+from llava_mini.processor.container import PICTURE_ERRORS, film_errors, open_film, picture_stream, reason
 from llava_mini.processor.image import MAX_PIXELS, ImageSource, check_pixels, existing_file, to_rgb
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+FILM_TIME_BASE = 1_000_000
+"""FFmpeg's units of the length of a file in a second."""
 
 VideoSource = str | Path | np.ndarray | Tensor | Sequence[ImageSource] | Iterator[ImageSource]
 """A file, an array [F, H, W, 3] or [F, 3, H, W], a list of pictures, or an iterator of pictures."""
@@ -254,7 +258,7 @@ class _FrameTable:
         return [bisect.bisect_right(self.times, moment) - 1 for moment in moments]
 
 
-def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
+def _list_frames(container: "InputContainer", stream: "VideoStream") -> _FrameTable:
     packets: list[tuple[int | None, bool]] = []
     end, damage, spoilt = 0, "", False
     try:
@@ -263,7 +267,7 @@ def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
                 packets.append((packet.pts, packet.is_keyframe))
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
                 spoilt |= packet.is_corrupt
-    except FILM_ERRORS as error:
+    except film_errors() as error:
         damage = reason(error)
     time_base = stream.time_base or Fraction(1)
     times = sorted(pts for pts, _ in packets if pts is not None)
@@ -284,7 +288,7 @@ def _list_frames(container: InputContainer, stream: VideoStream) -> _FrameTable:
     )
 
 
-def _missing_end(container: InputContainer, stream: VideoStream, found: float, total: int) -> str:
+def _missing_end(container: "InputContainer", stream: "VideoStream", found: float, total: int) -> str:
     """What is missing if the file declares to be longer than its ``total`` frames last; empty if nothing is.
 
     A difference of four frames is not damage: some containers round, or do not say how long the last frame is shown.
@@ -292,14 +296,14 @@ def _missing_end(container: InputContainer, stream: VideoStream, found: float, t
     if stream.duration and stream.time_base:
         declared = float(stream.duration * stream.time_base)
     elif container.duration and len(container.streams) == 1:
-        declared = container.duration / av.time_base
+        declared = container.duration / FILM_TIME_BASE
     else:
         return ""
     missing = declared - found > max(0.02 * declared, 4 * found / total)
     return f"{found:.2f} of {declared:.2f} s are there" if missing else ""
 
 
-def _constant_rate(times: list[int], end: int, time_base: Fraction, stream: VideoStream) -> float | None:
+def _constant_rate(times: list[int], end: int, time_base: Fraction, stream: "VideoStream") -> float | None:
     """Frames per second, or None if the time stamps and the end are not evenly spaced, to half a frame."""
     declared = float(stream.average_rate) if stream.average_rate else None
     if len(times) < 2:
@@ -333,7 +337,7 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
             check_pixels(frame.width, frame.height, f"A frame of {str(path)!r}", max_pixels)
             try:
                 picture = Frame(image=_upright(frame), time=decoder.seconds(index) if reached else decoder.reached)
-            except FILM_ERRORS as error:  # colours that do not exist
+            except film_errors() as error:  # colours that do not exist
                 decoder.damage = reason(error)
                 break
             for _ in repeats if reached else (index,):
@@ -373,7 +377,7 @@ class _Decoder:
     def __exit__(self, *exception: object) -> None:
         self._container.close()
 
-    def frame(self, index: int) -> VideoFrame | None:
+    def frame(self, index: int) -> "VideoFrame | None":
         """The frame with this number, or None if the video is damaged before it."""
         jumped = self._jump_towards(index)
         self._advance(index)
@@ -411,7 +415,7 @@ class _Decoder:
             self.reached = self.seconds(min(self._position, self.table.total - 1))
             self.last = frame
 
-    def _number(self, frame: VideoFrame) -> int:
+    def _number(self, frame: "VideoFrame") -> int:
         times = self.table.times
         if times and frame.pts is not None:
             return max(bisect.bisect_right(times, frame.pts) - 1, 0)
@@ -427,24 +431,24 @@ class _Decoder:
             return False
         try:
             self._container.seek(keys[key], stream=self._stream)
-        except FILM_ERRORS:
+        except film_errors():
             self._jumps = False
             return False
         self._frames = self._decode()
         return True
 
-    def _decode(self) -> Iterator[VideoFrame]:
+    def _decode(self) -> Iterator["VideoFrame"]:
         try:
             yield from self._container.decode(self._stream)
-        except FILM_ERRORS as error:
+        except film_errors() as error:
             self.damage = reason(error)
             yield from self._held_back()
 
-    def _held_back(self) -> Iterator[VideoFrame]:
+    def _held_back(self) -> Iterator["VideoFrame"]:
         """Frames before the damage that the decoder keeps in order to sort them."""
         try:
             yield from self._stream.codec_context.decode(None)
-        except FILM_ERRORS:
+        except film_errors():
             return
 
 
@@ -452,7 +456,7 @@ _WORTH_A_JUMP = 8
 """Fewest frames between two wanted ones for which a jump to a key frame is tried."""
 
 
-def _upright(frame: VideoFrame) -> Image.Image:
+def _upright(frame: "VideoFrame") -> Image.Image:
     """The frame as RGB, turned as its display matrix says."""
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
