@@ -21,13 +21,14 @@ export TOKENIZERS_PARALLELISM := false
 
 LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-logo"])'
 
-.PHONY: help demo test lint format types imports environment clean
+.PHONY: help demo gallery test lint format types imports environment clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     answer questions about a picture file and a video file with the embedded model"
+	@echo "make demo     ask the embedded model about two files and a gallery, and mark its answers"
 	@echo "make test     lint, types, import contracts and tests (what CI runs)"
 	@echo "make lint     lint, types and import contracts"
+	@echo "make gallery  after a training: score the embedded model, and make its card, gallery and cases again"
 	@echo "make format   rewrite the code in the project's format"
 	@echo "make clean    remove .venv and caches"
 	@echo
@@ -35,6 +36,13 @@ help:
 
 demo: $(READY)
 	@$(PYTHON) examples/demo.py
+
+gallery: $(READY)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m llava_mini_cli evaluate tiny --write-card --answers runs/answers.jsonl
+	@rm -rf examples/gallery
+	@$(PYTHON) -m llava_mini_cli data synth examples/gallery --split test --images 8 --clips 3 --questions 2
+	@$(PYTHON) examples/draw_gallery.py
+	@$(PYTHON) docs/draw_cases.py runs/answers.jsonl
 
 test: lint
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile

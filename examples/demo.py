@@ -45,6 +45,7 @@ class Shown:
 
     @property
     def right(self) -> bool:
+        """Whether the answer is the right one word for word."""
         return self.answer == self.truth
 
 
@@ -81,7 +82,7 @@ def main() -> int:
         if shown.file != before:
             print(f"\n{shown.file.relative_to(EXAMPLES.parent)}", flush=True)
             before = shown.file
-        verdict = "right" if shown.right else f"wrong: {shown.truth}"
+        verdict = "right" if shown.right else f"wrong, should be: {shown.truth}"
         print(f"  {shown.question}\n    {shown.answer}  ({verdict})", flush=True)
         total, right = total + 1, right + shown.right
     print(f"\n{right} of {total} right, in {time.perf_counter() - start:.1f} seconds.")

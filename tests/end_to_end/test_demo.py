@@ -21,7 +21,9 @@ def test_answers_of_the_demo_are_right_more_often_than_by_chance():
     )
     assert done.returncode == 0, done.stderr
     files = dict(re.findall(r"^(examples/\S+)\n((?: .*\n)+)", done.stdout, re.MULTILINE))
-    verdicts = {name: re.findall(r"\((right|wrong: .*)\)$", lines, re.MULTILINE) for name, lines in files.items()}
+    verdicts = {
+        name: re.findall(r"\((right|wrong, should be: .*)\)$", lines, re.MULTILINE) for name, lines in files.items()
+    }
     asked = [*verdicts.pop("examples/media/picture.png"), *verdicts.pop("examples/media/clip.mp4")]
     assert len(asked) == 10
     assert asked.count("right") >= FEWEST_RIGHT, done.stdout
