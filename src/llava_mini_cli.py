@@ -177,23 +177,40 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a model from a recipe."""
+    """Train a model from a recipe. The exit code is 0 when the run is finished, 3 when a slice ended before."""
 
     recipe: Positional[Literal["tiny"]]
     """tiny: the embedded model, from nothing, on drawn scenes and clips with known answers."""
     output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """The run's folder: settings, log, checkpoints, scores, and the model. A run that was cut off goes on. Left out:
-    runs/tiny, or runs/tiny-smoke."""
+    """The run's folder: settings, log, curves, checkpoints, scores, and the model. A run that was cut off, killed or
+    stopped with Ctrl-C goes on with the same command. Left out: runs/tiny, or runs/tiny-smoke."""
     smoke: Annotated[bool, _OPTIONAL] = False
     """Run all phases in under two minutes, to see that they work."""
     minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="")] = None
     """Train for about so long. Left out: the recipe's own length."""
+    slice_minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="")] = None
+    """Stop after so long with all that was learned; the same command goes on. Left out: run to the end."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
+    """cpu, cuda or cuda:N. Left out: a GPU if there is one."""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """CPU threads of a matrix product. Left out: 1, since two were 3 to 4 times slower on cores that do other work."""
+    workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Processes that draw what is learned from. Left out: none on a CPU, as many as cores but one beside a GPU."""
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Train."""
         from llava_mini import commands
 
-        commands.train_tiny(self.output, smoke=self.smoke, minutes=self.minutes)
+        finished = commands.train_tiny(
+            self.output,
+            smoke=self.smoke,
+            minutes=self.minutes,
+            slice_minutes=self.slice_minutes,
+            device=self.device,
+            threads=self.threads,
+            workers=self.workers,
+        )
+        return 0 if finished else 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +280,8 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code is 0, 2 for input that cannot be used, 130 after Ctrl-C.
 
+    ``train`` has two more: 3 when there is more to do, and 143 after SIGTERM.
+
     Args:
         arguments: what was typed after ``llava-mini``. None: what the process was started with.
     """
@@ -278,9 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from llava_mini import commands
 
         commands.prepare_terminal()
-        command.run()
+        code = command.run()
         if sys.stdout is not None:  # the shell can close it
             sys.stdout.flush()
+        return code or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

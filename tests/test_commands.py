@@ -15,10 +15,11 @@ from llava_mini import commands
 from llava_mini.config import PRESETS, preset
 from llava_mini.evaluation import card
 from llava_mini.evaluation.card import read_scores
-from llava_mini.evaluation.exact_match import CAPTION_KINDS
+from llava_mini.evaluation.exact_match import CAPTION_KINDS, Score
 from llava_mini.inference import devices
 from llava_mini.inference.memory import meta_model
 from llava_mini.recipes import tiny
+from llava_mini.training.devices import Hardware
 from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
 
 
@@ -231,17 +232,25 @@ def test_convert_and_export_name_what_they_made(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "folder", "choice"),
     [
-        ([], "runs/tiny", {"smoke": False, "minutes": None}),
-        (["--smoke"], "runs/tiny-smoke", {"smoke": True, "minutes": None}),
-        (["--output", "here", "--minutes", 5], "here", {"smoke": False, "minutes": 5.0}),
+        ([], "runs/tiny", {}),
+        (["--smoke"], "runs/tiny-smoke", {"smoke": True}),
+        (["--output", "here", "--minutes", 5, "--slice-minutes", 9], "here", {"minutes": 5.0, "slice_minutes": 9.0}),
+        (["--threads", 2, "--workers", 3], "runs/tiny", {"hardware": Hardware(threads=2, workers=3)}),
     ],
 )
-def test_train_runs_the_recipe_and_names_the_model(monkeypatch, capsys, flags, folder, choice):
+@pytest.mark.parametrize("finished", [True, False])
+def test_train_runs_the_recipe_and_names_the_finished_model(monkeypatch, capsys, flags, folder, choice, finished):
     calls = []
-    monkeypatch.setattr(tiny, "train_tiny", lambda output, **given: calls.append((output, given)))
-    assert run("train", "tiny", *flags) == 0
-    assert calls == [(Path(folder), choice)]
-    assert capsys.readouterr().out == f"{folder}/model\n"
+
+    def train(output, **given):
+        calls.append((output, given))
+        return {"all": Score(exact=0.9, low=0.8, high=1.0, blind=0.1, questions=9)} if finished else {}
+
+    monkeypatch.setattr(tiny, "train_tiny", train)
+    assert run("train", "tiny", "--device", "cpu", *flags) == (0 if finished else 3)
+    default = {"smoke": False, "minutes": None, "slice_minutes": None, "hardware": Hardware()}
+    assert calls == [(Path(folder), {**default, **choice})]
+    assert capsys.readouterr().out == (f"{folder}/model\n" if finished else "")
 
 
 def test_evaluate_prints_a_table_then_json_and_writes_answers_and_card(tmp_path, capsys):
