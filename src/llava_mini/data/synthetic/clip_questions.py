@@ -27,7 +27,7 @@ def direction(rng: random.Random, clip: Clip, split: Split) -> Turn | None:
 def moving(rng: random.Random, clip: Clip, split: Split) -> Turn | None:
     """Ask whether anything moves, whether one thing does, what moves, or which way a thing that does not move goes."""
     moves = clip.of_verb("move")
-    if not moves and rng.random() < 0.35:
+    if not moves and rng.random() < 0.25:
         return None
     forms = ["does anything move", "still or moving", "still or moving"]
     if len(moves) < 2:
@@ -79,7 +79,7 @@ def change(rng: random.Random, clip: Clip, split: Split) -> Turn | None:
     missing += ["what appears"] * (not comes) + ["what disappears"] * (not goes)
     if happens and rng.random() < 0.85:
         form = rng.choice(happens)
-    elif missing and rng.random() < 0.4:
+    elif missing and rng.random() < 0.3:
         form = rng.choice(missing)
     else:
         return None

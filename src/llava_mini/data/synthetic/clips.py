@@ -7,6 +7,7 @@ three things appear, disappear or change their colour, each at a frame of its ow
 import random
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 
 from llava_mini.data.records import Noun
 from llava_mini.data.synthetic.scenes import CANVAS, COLOURS, Background, Scene, SceneSettings, Thing, random_scene
@@ -151,11 +152,19 @@ def random_clip(rng: random.Random, *, num_frames: int = 0, max_things: int = 4)
     tracks: list[tuple[Thing | None, ...]] = [(thing,) * num_frames for thing in scene.things]
     for event in events:
         tracks[event.thing] = _acted(rng, scene, event, num_frames)
-    if len({thing.name for track in tracks for thing in track if thing is not None}) < len(tracks) + sum(
-        event.verb == "change color" for event in events
-    ):
+    clip = Clip(background=scene.background, tracks=tuple(tracks), events=tuple(events))
+    num_names = len(tracks) + len(clip.of_verb("change color"))
+    if len(clip.nouns()) < num_names or any(_covered(clip.frames[frame]) for frame in (0, -1)):
         return random_clip(rng, num_frames=num_frames, max_things=max_things)
-    return Clip(background=scene.background, tracks=tuple(tracks), events=tuple(events))
+    return clip
+
+
+def _covered(frame: Scene) -> bool:
+    """Return whether two things of a frame are so near that one may hide the other."""
+    return any(
+        (first.x - second.x) ** 2 + (first.y - second.y) ** 2 < (0.75 * (first.radius + second.radius)) ** 2
+        for first, second in combinations(frame.things, 2)
+    )
 
 
 def _cast(rng: random.Random, count: int) -> Scene:

@@ -95,7 +95,7 @@ class Exported:
     seconds: float
     """Time it took, the start of further processes and the reading of what was there included."""
     draw_milliseconds: float
-    """Mean time that one process needs to make up one image and its questions and to draw it, without its PNG file."""
+    """Mean time of a processor for making up one image and its questions and drawing it, without its PNG file."""
     processes: int
 
 
@@ -202,7 +202,7 @@ class _Written:
     record: dict[str, Any]
     facts: dict[str, Any]
     seconds: float | None
-    """Time to make it up and to draw it. None: the file was there."""
+    """Time of a processor for making it up and drawing it. None: the file was there."""
 
 
 def _jobs(settings: ExportSettings) -> list[_Job]:
@@ -215,7 +215,7 @@ def _write_record(folder: Path, settings: ExportSettings, media: _Media, index: 
     world = WorldSettings(
         min_turns=settings.questions, max_turns=settings.questions, clip_share=float(media == "video")
     )
-    start = time.perf_counter()
+    start = time.process_time()
     item = world_item(settings.split, index, world)
     directory, suffix = _FOLDERS[media]
     name = f"{directory}/{index:06d}.{suffix}"
@@ -223,7 +223,7 @@ def _write_record(folder: Path, settings: ExportSettings, media: _Media, index: 
     path = folder / name
     if not path.exists() or path.stat().st_size == 0:  # a machine that loses power can leave an empty file
         record = item.record()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if record.image is None:
             write_film(_part_of(path), record.video)
         else:

@@ -160,7 +160,7 @@ def compare(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
 
 
 def _same_size(rng: random.Random, scene: Scene, split: Split, things: Sequence[Thing]) -> Turn | None:
-    wanted = rng.random() < 0.5
+    wanted = rng.random() < 0.37  # pairs of one size are commoner: so both answers come equally often
     for first in things:
         for second in things:
             if first is not second and (first.size == second.size) == wanted:
