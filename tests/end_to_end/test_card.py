@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from llava_mini import Engine
 from llava_mini.checkpoint.locate import locate
@@ -43,6 +44,13 @@ def test_the_table_on_the_card_shows_the_scores_of_its_file(card):
     page = (locate("tiny") / "README.md").read_text(encoding="utf-8")
     assert page.count(BEGIN) == 1
     assert page == with_table(page, card_table(card)), REMAKE
+
+
+def test_the_card_says_in_its_header_what_the_hub_asks_for():
+    _, header, _ = (locate("tiny") / "README.md").read_text(encoding="utf-8").split("---\n", maxsplit=2)
+    fields = yaml.safe_load(header)
+    assert (fields["license"], fields["pipeline_tag"]) == ("apache-2.0", "image-text-to-text")
+    assert "llava-mini" in fields["tags"]
 
 
 def test_the_card_has_a_score_for_every_kind_that_is_asked(card, bench):
