@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from llava_mini.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from llava_mini.data.tokenizer import BEGIN, END, SPECIAL_TOKENS, build_tokenizer, read_tokenizer, write_tokenizer
 
 TEXTS = ["What color is the red circle?", "the red circle", "blue square"] * 20
 
@@ -23,6 +23,16 @@ def test_any_text_comes_back_as_it_was_after_saving(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     text = "  What is \u4e2d\u6587 \u00e9 \U0001f600?\n\tred, circle !"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_one_file_keeps_a_tokenizer(tmp_path):
+    before = build_tokenizer(TEXTS, vocab_size=400)
+    write_tokenizer(before, tmp_path / "tokenizer.json")
+    after = read_tokenizer(tmp_path / "tokenizer.json")
+    text = f"{BEGIN}the red circle{END}"
+    assert after.encode(text) == before.encode(text)
+    assert after.get_vocab() == before.get_vocab()
+    assert after.special_tokens_map == before.special_tokens_map
 
 
 def test_a_vocabulary_without_room_for_all_bytes_is_refused():

@@ -1,6 +1,7 @@
 """Making a small tokenizer from text: byte-level, so that anything a user types can be encoded."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -40,6 +41,20 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _with_control_tokens(tokenizer)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Write a tokenizer from ``build_tokenizer`` as one JSON file."""
+    tokenizer.backend_tokenizer.save(str(path))
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that ``write_tokenizer`` wrote."""
+    return _with_control_tokens(Tokenizer.from_file(str(path)))
+
+
+def _with_control_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,

@@ -14,7 +14,7 @@ resumes from its own checkpoint, so a run that was killed goes on where it was w
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +26,13 @@ from llava_mini.data.collate import Collator
 from llava_mini.data.records import Record
 from llava_mini.data.synthetic.scenes import WORDS, SceneSettings
 from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
-from llava_mini.data.tokenizer import build_tokenizer
+from llava_mini.data.tokenizer import build_tokenizer, read_tokenizer, write_tokenizer
 from llava_mini.evaluation.bench import Bench, run_bench
 from llava_mini.evaluation.exact_match import Score, scores
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.recipes.run import Phase, Run
+from llava_mini.training.checkpoints import replaced
 from llava_mini.training.devices import Hardware, choose_hardware
 from llava_mini.training.language_pretraining import LanguagePretraining
 from llava_mini.training.multimodal import Alignment, InstructionTuning, TunedModel
@@ -106,7 +107,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
         language_steps=2400,
         alignment_steps=400,
         stage_1_steps=100,
-        stage_2_steps=7000,
+        stage_2_steps=5600,
     )
     if minutes is None:
         return full
@@ -156,7 +157,10 @@ def tiny(*, output_dir: Path, smoke: bool = False, minutes: float | None = None)
 
 def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
     """Return a run with settings of one's own."""
-    tokenizer = world_tokenizer(settings)
+
+    @cache
+    def tokenizer() -> PreTrainedTokenizerFast:
+        return _kept_tokenizer(settings, output_dir / "tokenizer.json")
 
     def language_world() -> WorldSettings:
         share = 0.0 if settings.world.clip_share == 0 else 0.2
@@ -177,7 +181,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         torch.manual_seed(settings.seed)
         return LanguagePretraining(
             settings.config.text,
-            tokenizer,
+            tokenizer(),
             batch_size=settings.language_batch,
             dtype=settings.dtype,
             settings=language_world(),
@@ -190,12 +194,12 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         load_weights(speaker.module, output_dir / "language")
         model.vision_tower.load_state_dict(encoder.module.tower.state_dict())
         model.language_model.load_state_dict(speaker.module.state_dict())
-        return _tuning(settings, model, tokenizer, partial(_caption_records, settings), thing_weight=0.0)
+        return _tuning(settings, model, tokenizer(), partial(_caption_records, settings), thing_weight=0.0)
 
     def alignment() -> Alignment:
         before = stage_1().module
         load_weights(before, output_dir / "stage-1")
-        return Alignment(before.model, tokenizer, batch_size=2 * settings.batch, settings=settings.world.scene)
+        return Alignment(before.model, tokenizer(), batch_size=2 * settings.batch, settings=settings.world.scene)
 
     def stage_2() -> InstructionTuning:
         before = alignment().module
@@ -209,7 +213,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         return _tuning(
             settings,
             model,
-            tokenizer,
+            tokenizer(),
             partial(_stage_2_records, settings),
             thing_weight=THING_WEIGHT,
             conversation_every=CONVERSATION_EVERY,
@@ -309,6 +313,14 @@ def world_tokenizer(settings: TinySettings) -> PreTrainedTokenizerFast:
     texts = [text for item in items for turn in item.turns for text in (turn.question, turn.answer, f" {turn.answer}")]
     texts += [text for word in WORDS for text in (word, f" {word}") for _ in range(2)]
     return build_tokenizer(texts, vocab_size=settings.config.text.vocab_size)
+
+
+def _kept_tokenizer(settings: TinySettings, path: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a run, kept in a file: its ids stay even if the world's words change meanwhile."""
+    if not path.exists():
+        with replaced(path) as draft:
+            write_tokenizer(world_tokenizer(settings), draft)
+    return read_tokenizer(path)
 
 
 def _smoke_settings() -> TinySettings:
