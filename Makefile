@@ -13,6 +13,9 @@ endif
 BASE_PYTHON ?= python3
 # One thread for each process: the tests run in two processes, and small matrices gain nothing from threads.
 TEST_PROCESSES ?= 2
+# Where train-gpu keeps its run, and how many minutes it may take before it stops with all that was learned.
+OUT := runs/tiny
+SLICE_MINUTES := 9
 
 export PYTHONPATH := $(CURDIR)/src
 export PYTHONDONTWRITEBYTECODE := 1
@@ -21,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-logo"])'
 
-.PHONY: help demo gallery test lint format types imports environment clean
+.PHONY: help demo gallery train-gpu test lint format types imports environment clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +32,7 @@ help:
 	@echo "make test     lint, types, import contracts and tests (what CI runs)"
 	@echo "make lint     lint, types and import contracts"
 	@echo "make gallery  after a training: score the embedded model, and make its card, gallery and cases again"
+	@echo "make train-gpu  nine minutes of training the tiny model on a GPU, in the folder OUT=runs/tiny; again: go on"
 	@echo "make format   rewrite the code in the project's format"
 	@echo "make clean    remove .venv and caches"
 	@echo
@@ -43,6 +47,11 @@ gallery: $(READY)
 	@$(PYTHON) -m llava_mini_cli data synth examples/gallery --split test --images 8 --clips 3 --questions 2
 	@$(PYTHON) examples/draw_gallery.py
 	@$(PYTHON) docs/draw_cases.py runs/answers.jsonl
+
+# Not through the console script: torch, transformers, tqdm and Pillow are all that training needs.
+train-gpu: $(READY)
+	@$(PYTHON) -c 'from llava_mini.recipes.tiny import train_tiny; from llava_mini.training.devices import choose_hardware; \
+	  train_tiny("$(OUT)", slice_minutes=$(SLICE_MINUTES), hardware=choose_hardware("cuda"))'
 
 test: lint
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
