@@ -251,6 +251,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
                 ),
                 purpose="the paper's first stage: the projector alone, on captions, with all patches",
                 build=stage_1,
+                step_cost=0.6,
             ),
             Phase(
                 settings=PhaseSettings(
@@ -260,6 +261,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
                 ),
                 purpose="projected patches come to lie where their words lie",
                 build=alignment,
+                step_cost=0.7,
             ),
             Phase(
                 settings=PhaseSettings(
@@ -275,6 +277,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
                 ),
                 purpose="the paper's second stage: everything but the vision encoder, one token a frame",
                 build=stage_2,
+                step_cost=1.5,
             ),
         ),
     )
