@@ -170,7 +170,7 @@ def synth(
     work = "1 process" if made.processes == 1 else f"{made.processes} processes"
     print(f"{drawn} files drawn and written in {made.seconds:.1f} s by {work}: {drawn / made.seconds:.0f} per second.")
     if made.drawn.get("image"):
-        print(f"One process makes {1000 / made.draw_milliseconds:.0f} images with questions per second, files aside.")
+        print(f"One core makes {1000 / made.draw_milliseconds:.0f} images with questions per second, files aside.")
 
 
 def train_tiny(
@@ -218,19 +218,21 @@ def evaluate_tiny(
 
     bench = Bench(world=tiny_settings().world, split=split, questions=questions)
     engine, folder = loading.engine(), locate(loading.model)
-    start = time.perf_counter()
+    start, start_work = time.perf_counter(), time.process_time()
     with tqdm(total=bench.total, desc="asking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
         marks = run_bench(engine.model, engine.processor, bench, progress=bar.update)
-    seconds = time.perf_counter() - start
+    seconds, work = time.perf_counter() - start, time.process_time() - start_work
     print(score_table(scores(marks, bench.weights)))
     if forms:
         print(f"\n{score_table(form_scores(marks))}")
-    print(f"\n{loading.model}, {split} split: {len(marks)} questions in {seconds:.1f} seconds")
+    took = f"{seconds:.0f} seconds ({work:.0f} of processor time)"
+    print(f"\n{loading.model}, {split} split: {len(marks)} questions in {took}")
     facts = card.card_facts(
         bench,
         marks,
         folder=folder,
         seconds=seconds,
+        processor_seconds=work,
         environment=environment(engine.model.device, engine.model.dtype),
     )
     if as_json:

@@ -14,27 +14,23 @@ PLURALS = {f"{shape}{'es' if shape == 'cross' else 's'}": shape for shape in SHA
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 VERBS = {"moves": "move", "appears": "appear", "disappears": "disappear", "changes color": "change color"}
 
+SECOND_FIRST = re.compile(r"on which side of|(?:left or right of|above or below|before or after) the [a-z ]+: ")
+"""Wordings that name what is asked about after what it is compared with."""
+
 
 def phrases_of(question):
-    """Names in a question, in order, each a tuple of words: ("red", "circle")."""
-    words = [PLURALS.get(word, word) for word in re.findall(r"[a-z]+", question.lower())]
+    """Names in a question, each a tuple of words: ("red", "circle"). What is asked about comes first."""
+    words = [PLURALS.get(word, word) for word in re.findall(r"[a-z]+|[^a-z ]", question.lower())]
     found, run = [], []
     for word in [*words, ""]:
-        if word in (*SIZES, *COLOURS, *SHAPES):
-            run.append(word)
-        elif run:
-            found.append(tuple(run))
+        rank = next((rank for rank, known in enumerate((SIZES, COLOURS, SHAPES)) if word in known), None)
+        if run and (rank is None or rank <= run[-1][0]):  # a size comes before a colour, a colour before a shape
+            found.append(tuple(name for _, name in run))
             run = []
-    return [phrase for phrase in found if set(phrase) - set(SIZES)]
-
-
-def pattern_of(question):
-    """The question with its names left out, without an opening, and without regard to capital letters."""
-    text = re.split(r"(?:\. |: )(?=[A-Z])", question)[-1].lower().rstrip("?.")
-    words = (*SIZES, *COLOURS, *SHAPES, *PLURALS, *VERBS, *VERBS.values(), "things", "left of", "right of")
-    sides = r"\b(?:above|below)\b(?! or| the [a-z ]+:)"
-    text = re.sub(rf"\b(?:an? )?(?:(?:{'|'.join(sorted(words, key=len, reverse=True))})\b ?)+", "# ", text)
-    return re.sub(r"\s+", " ", re.sub(sides, "#", text)).strip()
+        if rank is not None:
+            run.append((rank, word))
+    found = [phrase for phrase in found if set(phrase) - set(SIZES)]
+    return found[::-1] if SECOND_FIRST.search(question.lower()) else found
 
 
 def size_of(thing):
@@ -267,8 +263,10 @@ def answer_about_tracks(tracks, form, question):
         return place_of(first.looks[0 if form == "where at the start" else -1])
     second = named[1][0]
     if form == "before or after":
-        assert first.verb in question.lower()
-        assert second.verb in question.lower()
+        for track in (first, second):
+            assert any(verb in question.lower() for verb, stem in VERBS.items() if stem == track.verb) or (
+                track.verb in question.lower()
+            )
         return "before" if first.moment < second.moment else "after"
     assert form == "which is first", form
     assert first.verb == second.verb
