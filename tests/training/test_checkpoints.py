@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava_mini.training.checkpoints import (
+    held,
     random_states,
     read_checkpoint,
     read_facts,
@@ -67,3 +68,10 @@ def test_random_numbers_go_on_from_a_stored_state():
     torch.manual_seed(7)
     restore_random_states({**states, "cuda": torch.zeros(1)})  # a state from a GPU that is not here
     assert torch.equal(torch.rand(3), first)
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    with held(tmp_path), pytest.raises(ValueError, match="Another process trains in"), held(tmp_path):
+        pytest.fail("held twice")
+    with held(tmp_path):
+        pass
