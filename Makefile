@@ -41,8 +41,9 @@ help:
 demo: $(READY)
 	@$(PYTHON) examples/demo.py
 
+gallery: export OMP_NUM_THREADS := 1
 gallery: $(READY)
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m llava_mini_cli evaluate tiny --write-card --answers runs/answers.jsonl
+	@$(PYTHON) -m llava_mini_cli evaluate tiny --write-card --answers runs/answers.jsonl
 	@rm -rf examples/gallery
 	@$(PYTHON) -m llava_mini_cli data synth examples/gallery --split test --images 8 --clips 3 --questions 2
 	@$(PYTHON) examples/draw_gallery.py

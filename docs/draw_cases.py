@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,22 @@ SECTIONS = {
 }
 """Every kind of question, in the order of the page."""
 
+CLOSED = (
+    *("existence", "colour", "shape", "size", "count", "attribute count", "location", "relation"),
+    *("direction", "event count", "clip place", "clip colour"),
+)
+"""Kinds with so few different answers that the bench has all of them."""
+
+MANY = 6
+"""From so many things on, a picture is called full."""
+
 OPENING = """\
 # Cases: what the embedded model gets right and wrong
 
 Of each kind of question, the first one of the test split that was answered rightly, and the first that was not; a dash
 where there is none. Nobody chose them. A description counts as right if it has all things and no other. Clips are
-shown as they are seen: one frame after the other, each through one vision token.
+shown as they are seen: one frame after the other, each through one vision token. In brackets stands what may have made
+a question hard; whether such things matter over all questions is counted at the end.
 
 This page and its pictures are written by [draw_cases.py](draw_cases.py) from the answers of `llava-mini evaluate
 tiny`; `make gallery` makes them again for other weights.
@@ -153,9 +163,29 @@ def cell(cases: Sequence[Case], right: bool, folder: Path) -> str:
     lines.append(f"**{case.facts['answer'] or '(nothing)'}**")
     if not right:
         lines.append(f"should be: {case.facts['right_answer']}")
-        if case.facts["new_phrasing"]:
-            lines.append("*(no training question has these words)*")
+        if reasons := "; ".join(hard_for(case, {one.facts["right_answer"] for one in cases})):
+            lines.append(f"*({reasons})*")
     return "<br>".join(lines)
+
+
+def hard_for(case: Case, answers: Container[str]) -> Iterator[str]:
+    """What may have made a question hard.
+
+    Args:
+        case: the question.
+        answers: all right answers to questions of its kind.
+    """
+    if case.facts["kind"] in CLOSED and case.facts["answer"] not in answers:
+        yield "answers another sort of question"
+    if case.facts["new_phrasing"]:
+        yield "no training question has these words"
+    if case.num_things >= MANY:
+        yield f"{case.num_things} things to tell apart"
+    shapes = [thing.shape for thing in case.item.frames[-1].things]
+    named = {noun.phrase.split()[-1] for noun in case.item.turns[0].nouns}
+    yield from (f"{shapes.count(shape)} things of that shape" for shape in sorted(named) if shapes.count(shape) > 1)
+    for sign in case.item.frames[0].signs if case.facts["kind"] == "text" else ():
+        yield f"{sign.font} font of size {sign.height}"
 
 
 def where(cases: Sequence[Case]) -> str:

@@ -26,7 +26,7 @@ MARKS = [
 @pytest.fixture
 def facts(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    return card_facts(BENCH, MARKS, folder=tmp_path, seconds=12.34, environment=ENVIRONMENT)
+    return card_facts(BENCH, MARKS, folder=tmp_path, seconds=12.34, processor_seconds=10.04, environment=ENVIRONMENT)
 
 
 def test_facts_hold_scores_marks_and_what_they_belong_to(facts):
@@ -38,7 +38,14 @@ def test_facts_hold_scores_marks_and_what_they_belong_to(facts):
 
 def test_other_weights_or_questions_have_another_digest(facts, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"other")
-    other = card_facts(replace(BENCH, split="validation"), MARKS, folder=tmp_path, seconds=1, environment=ENVIRONMENT)
+    other = card_facts(
+        replace(BENCH, split="validation"),
+        MARKS,
+        folder=tmp_path,
+        seconds=1,
+        processor_seconds=1,
+        environment=ENVIRONMENT,
+    )
     assert other["weights_sha256"] != facts["weights_sha256"]
     assert other["questions_sha256"] != facts["questions_sha256"]
 

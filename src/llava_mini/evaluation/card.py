@@ -19,7 +19,13 @@ END = "<!-- end of scores -->"
 
 
 def card_facts(
-    bench: Bench, marks: Sequence[Mark], *, folder: Path, seconds: float, environment: Mapping[str, object]
+    bench: Bench,
+    marks: Sequence[Mark],
+    *,
+    folder: Path,
+    seconds: float,
+    processor_seconds: float,
+    environment: Mapping[str, object],
 ) -> dict[str, Any]:
     """Return what a card says, as plain values.
 
@@ -28,6 +34,7 @@ def card_facts(
         marks: What came of it.
         folder: The model's, with its weights.
         seconds: How long drawing and answering took.
+        processor_seconds: How long of it this program had a processor, over all its threads.
         environment: What it ran on.
     """
     return {
@@ -37,6 +44,7 @@ def card_facts(
         "questions_sha256": bench.fingerprint(),
         "weights_sha256": weights_digest(folder),
         "seconds": round(seconds, 1),
+        "processor_seconds": round(processor_seconds, 1),
         "environment": dict(environment),
         "scores": {name: _rounded(one) for name, one in scores(marks, bench.weights).items()},
         "marks": marks_by_kind(marks),
@@ -99,10 +107,11 @@ def card_table(facts: Mapping[str, Any]) -> str:
         f"\\* {CAPTION_NOTE}",
         "",
         f"The first {facts['questions_per_kind']} questions of each kind of the {facts['split']} split, half as many "
-        f"about clips, one question a prompt, in {facts['seconds']:.0f} seconds ({ran['device']}, {ran['threads']} "
-        f"thread(s), {ran['dtype']}). Answers are right if they are right word for word. Blind: the commonest answer "
-        "to the same form of question. `images` and `clips` weigh kinds as training asks them; `all` is 0.6 of the one "
-        "and 0.4 of the other; `new phrasings` are those that no training question has.",
+        f"about clips, one question a prompt, in {facts['seconds']:.0f} seconds, {facts['processor_seconds']:.0f} of "
+        f"processor time ({ran['device']}, {ran['threads']} thread(s), {ran['dtype']}). Answers are right if they are "
+        "right word for word. Blind: the commonest answer to the same form of question. `images` and `clips` weigh "
+        "kinds as training asks them; `all` is 0.6 of the one and 0.4 of the other; `new phrasings` are those that no "
+        "training question has.",
     ]
     return "\n".join(lines)
 
