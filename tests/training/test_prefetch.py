@@ -31,7 +31,7 @@ def test_an_error_comes_at_the_step_that_causes_it():
 
 
 def square(step):
-    return {"square": torch.full((2,), step * step)}
+    return {"square": torch.full((2,), step * step), "half": torch.tensor(step / 2, dtype=torch.bfloat16)}
 
 
 def refuse(limit, step):
@@ -46,9 +46,11 @@ def die(step):
 
 def test_processes_give_what_the_function_gives_in_any_order():
     with Prefetch(square, workers=2) as batches:
-        assert [batches(step)["square"].tolist() for step in (0, 1, 2, 7, 3, 3)] == [
-            [step * step] * 2 for step in (0, 1, 2, 7, 3, 3)
-        ]
+        for step in (0, 1, 2, 7, 3, 3):
+            batch, expected = batches(step), square(step)
+            assert batch.keys() == expected.keys()
+            assert all(torch.equal(batch[name], expected[name]) for name in expected)
+            assert all(batch[name].dtype == expected[name].dtype for name in expected)
 
 
 def test_an_error_in_a_process_comes_at_the_step_that_causes_it_and_others_go_on():

@@ -1,6 +1,7 @@
 """Making the batches of the next steps while the present one is learned."""
 
 import contextlib
+import io
 import multiprocessing
 import pickle
 import signal
@@ -11,9 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 Batch = TypeVar("Batch")
 
@@ -118,8 +120,18 @@ def _serve(pipe: Connection, make: bytes) -> None:
             except Exception as error:
                 error.add_note(traceback.format_exc())
                 answer = False, error
-            # Plain pickling copies tensors into the message: shared memory is small in containers.
-            pipe.send_bytes(pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL))
+            message = io.BytesIO()
+            _Pickler(message, protocol=pickle.HIGHEST_PROTOCOL).dump(answer)
+            pipe.send_bytes(message.getbuffer())
+
+
+class _Pickler(pickle.Pickler):
+    """Copies tensors into the message as arrays: torch's own ways are slow, or need shared memory."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype != torch.bfloat16 and not value.requires_grad:
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
 
 
 @contextlib.contextmanager
