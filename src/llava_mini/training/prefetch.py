@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from types import TracebackType
@@ -33,13 +34,16 @@ class Prefetch(Generic[Batch]):
             make: Its result depends on the step alone. With workers it is pickled, and so are its results.
             end: Steps from here on are not made ahead.
             workers: Processes that make batches, each one thread wide. 0: a thread of this process.
+
+        Raises:
+            ChildProcessError: If a process does not start.
         """
         self.end = end
         self.num_ahead = max(2 * workers, 1)
         self._ahead: dict[int, Future[Batch]] = {}
         self._workers: list[_Worker[Batch]] = []
-        with _signals_held():
-            self._workers += [_Worker(pickle.dumps(make)) for _ in range(workers)]
+        if workers:
+            self._start(pickle.dumps(make), workers)
         self._idle: SimpleQueue[Callable[[int], Batch]] = SimpleQueue()
         for maker in self._workers or [make]:
             self._idle.put(maker)
@@ -73,6 +77,19 @@ class Prefetch(Generic[Batch]):
     ) -> None:
         self.close()
 
+    def _start(self, make: bytes, workers: int) -> None:
+        resource_tracker.ensure_running()  # its start would let signals through again
+        try:
+            with _signals_held():
+                for _ in range(workers):
+                    self._workers.append(_Worker(make))
+            for worker in self._workers:
+                worker.receive()
+        except BaseException:
+            for worker in self._workers:
+                worker.close()
+            raise
+
     def _make(self, step: int) -> Batch:
         maker = self._idle.get()
         try:
@@ -92,20 +109,27 @@ class _Worker(Generic[Batch]):
         theirs.close()
 
     def __call__(self, step: int) -> Batch:
-        try:
+        with contextlib.suppress(OSError):  # told below
             self._pipe.send(step)
-            made, value = pickle.loads(self._pipe.recv_bytes())
-        except (EOFError, OSError) as error:
-            raise ChildProcessError(
-                "A process that makes batches died. Is the memory full? Start again, with fewer workers."
-            ) from error
+        made, value = self.receive()
         if not made:
             raise value
         return value
 
+    def receive(self) -> Any:
+        """Return the next message: one when it is ready, then one for each step."""
+        try:
+            return pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise ChildProcessError(
+                "A process that makes batches died. Is the memory full? Start again, with fewer workers. A script of "
+                "your own has to begin training under: if __name__ == '__main__'."
+            ) from error
+
     def close(self) -> None:
-        self._pipe.close()
+        self._process.kill()
         self._process.join()
+        self._pipe.close()
 
 
 def _serve(pipe: Connection, make: bytes) -> None:
@@ -113,6 +137,7 @@ def _serve(pipe: Connection, make: bytes) -> None:
     torch.set_num_threads(1)
     make_batch = pickle.loads(make)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        pipe.send_bytes(pickle.dumps("ready"))
         while True:
             step = pipe.recv()
             try:
