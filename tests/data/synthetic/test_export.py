@@ -95,6 +95,7 @@ def test_facts_say_what_each_question_is_about(folder):
         kinds = IMAGE_KINDS if "image" in record else CLIP_KINDS
         assert {turn["kind"] for turn in fact["turns"]} <= set(kinds)
         assert all(turn["form"] for turn in fact["turns"])
+        assert not any(turn["held_out"] for turn in fact["turns"])
         words = [turn["value"].rpartition("\n")[2] for turn in record["conversations"]]
         assert words == [text for turn in fact["turns"] for text in (turn["question"], turn["answer"])]
         assert fact["file"] == record.get("image", record.get("video"))

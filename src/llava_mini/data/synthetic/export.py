@@ -261,6 +261,8 @@ def _facts(identity: str, name: str, item: WorldItem) -> dict[str, Any]:
                 "answer": turn.answer,
                 "kind": turn.kind,
                 "form": turn.form,
+                "case": turn.case,
+                "held_out": turn.held_out,
                 "choices": turn.choices,
             }
             for turn in item.turns
@@ -276,7 +278,7 @@ def _about(settings: ExportSettings) -> dict[str, Any]:
         "files": {
             f"{settings.split}.json": "conversations in the format of LLaVA; paths are relative to this folder",
             "facts.jsonl": "for each record, in the same order: what is to be seen, and the kind and form of each "
-            "question; choices are the answers that a question names",
+            "question; choices are the answers that a question names; held_out: no training question is phrased so",
             "images": "PNG, one for each record about an image",
             "videos": f"MP4, {FRAME_RATE} frames per second; each frame of the clip is shown for one second",
         },
