@@ -157,11 +157,6 @@ def train_phase(
     return at.step == settings.num_steps
 
 
-def is_finished(settings: PhaseSettings, folder: Path) -> bool:
-    """Return whether the checkpoint in ``folder`` stands at the end of the phase."""
-    return progress_of(folder)[0] == settings.num_steps
-
-
 def progress_of(folder: Path) -> tuple[int, float]:
     """Return how many steps the checkpoint in ``folder`` has seen, and the seconds they took; 0 without one."""
     path = folder / CHECKPOINT
