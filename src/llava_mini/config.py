@@ -387,6 +387,7 @@ def _tiny() -> LlavaMiniConfig:
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
+        initializer_range=0.06,
     )
     return LlavaMiniConfig(vision_config=vision, text_config=text, prefusion_num_layers=3)
 

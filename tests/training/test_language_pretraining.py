@@ -51,7 +51,7 @@ def test_the_loss_falls_on_a_batch_that_is_seen_again():
     )
     optimizer = torch.optim.AdamW(task.module.parameters(), lr=1e-2)
     losses = []
-    for _ in range(8):
+    for _ in range(16):
         loss = task.losses(task.make_batch(0)).total
         losses.append(float(loss.detach()))
         loss.backward()

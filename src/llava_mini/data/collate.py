@@ -13,6 +13,8 @@ from llava_mini.processor.processor import LlavaMiniProcessor
 
 FACTS = ("colour", "shape", "size")
 """Properties of things that are known in a drawn world."""
+MAX_NAMES = 4
+"""What the one token of a frame shall tell of each thing is asked of pictures with at most so many names."""
 LENGTH_STEP = 8
 """Batches are padded to a multiple of so many tokens: few lengths, so that kernels made for one are used again."""
 IGNORED = -100
@@ -157,7 +159,7 @@ class Collator:
         for repeat in repeats:
             record = records[prompt]
             frames = (ids[prompt] == self.image_token_id).nonzero().flatten()[:: self.tokens_per_frame].tolist()
-            for noun in record.things if frames else ():
+            for noun in record.things if frames and len(record.things) <= MAX_NAMES else ():
                 name = self._ids_of(noun)[-2:]
                 found += [(prompt, token, name, place) for token, place in zip(frames, noun.path, strict=True)]
             prompt += repeat

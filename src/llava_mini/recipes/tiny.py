@@ -104,10 +104,10 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
         vision_scenes=SceneSettings(sign_share=0.5, chart_share=0.12),
         vision_pages=(0.8, 0.25),
         vision_steps=4000,
-        language_steps=2400,
-        alignment_steps=400,
+        language_steps=1300,
+        alignment_steps=600,
         stage_1_steps=100,
-        stage_2_steps=5600,
+        stage_2_steps=3200,
     )
     if minutes is None:
         return full
@@ -117,7 +117,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     return replace(full, **{name: max(round(getattr(full, name) * minutes / FULL_MINUTES), 1) for name in names})
 
 
-FULL_MINUTES = 150
+FULL_MINUTES = 70
 """About how long the full run takes on one core with bfloat16 matrix units."""
 
 

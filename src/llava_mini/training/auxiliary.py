@@ -55,7 +55,7 @@ class ThingHeads(nn.Module):
         return torch.stack(losses).mean()
 
     def frame_loss(self, embeds: Tensor, words: Tensor, things: FrameThings) -> Tensor:
-        """Return the loss on what the tokens of frames tell about names: whether it is there, and where; 0 without names.
+        """Return the loss on what the tokens of frames tell about names: present or not, and where; 0 without names.
 
         Args:
             embeds: [B, T, D], what the language model reads.
