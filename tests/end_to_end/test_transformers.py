@@ -72,7 +72,10 @@ def test_saving_and_loading_keeps_every_logit(folder: Path, model: Any, processo
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+    weights = again.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    # Kernels may depend on where in memory a weight lies, so the last bit of a sum is free.
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-5)
 
 
 def test_a_batch_of_mixed_media_generates_what_its_conversations_do_alone(model: Any, processor: Any):

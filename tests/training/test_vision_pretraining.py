@@ -2,7 +2,8 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig
 
-from llava_mini.data.synthetic.scenes import SceneSettings, generator_of, random_scene
+from llava_mini.data.synthetic.scenes import SceneSettings, random_scene
+from llava_mini.data.synthetic.splits import generator_of
 from llava_mini.model.vision import encode_views
 from llava_mini.training.vision_pretraining import (
     LABEL_CLASSES,
@@ -76,7 +77,7 @@ def test_the_loss_weighs_what_is_shown_and_what_is_not_apart():
 
 
 def test_normalised_pixels_have_the_statistics_of_clip():
-    values = normalised(np.full((1, 2, 2, 3), 255, np.uint8), torch.float32)
+    values = normalised(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8), torch.float32)
     expected = [(1 - 0.48145466) / 0.26862954, (1 - 0.4578275) / 0.26130258, (1 - 0.40821073) / 0.27577711]
     torch.testing.assert_close(values[0, :, 0, 0], torch.tensor(expected))
 

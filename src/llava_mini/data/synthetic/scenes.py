@@ -255,7 +255,7 @@ def random_sign(rng: random.Random, background: Background) -> Sign:
     font = rng.choice(tuple(FONTS))
     bold = font == "sans" and rng.random() < 0.4
     height = rng.randint(*SIGN_SIZES)
-    sign = Sign(text=text, x=0, y=0, height=height, font=font, ink=(shade,) * 3, plate=plate, bold=bold)
+    sign = Sign(text=text, x=0, y=0, height=height, font=font, ink=(shade, shade, shade), plate=plate, bold=bold)
     margin = sign.half_width + 1
     x = rng.uniform(margin, CANVAS - margin) if margin < CANVAS / 2 else CANVAS / 2
     return replace(sign, x=round(x), y=round(rng.uniform(12, CANVAS - 12)))
