@@ -333,7 +333,7 @@ def _smoke_settings() -> TinySettings:
         text_config={**config.text.to_dict(), "num_hidden_layers": 2, "hidden_size": 96, "intermediate_size": 192},
         prefusion_num_layers=2,
     )
-    one_thing = SceneSettings(min_things=1, max_things=1, sign_share=0.0)
+    one_thing = SceneSettings(min_things=1, max_things=1, empty_share=0.0, sign_share=0.0)
     return TinySettings(
         config=config,
         world=WorldSettings(scene=one_thing, image_kinds={"colour": 1.0, "size": 1.0}, min_turns=3, max_turns=3),

@@ -58,6 +58,7 @@ def the_one(things, phrase):
 
 
 def listed(parts):
+    parts = parts or ["nothing"]
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -70,6 +71,9 @@ def answer_about_picture(scene, form, question):
     if form == "is there writing":
         return "yes" if scene.signs else "no"
     if form in ("what word", "what number", "what text"):
+        assert scene.chart is None
+        if not scene.signs:
+            return "nothing is written"
         (sign,) = scene.signs
         assert form == "what text" or sign.text.isdigit() == (form == "what number")
         return sign.text.lower()

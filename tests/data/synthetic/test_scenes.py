@@ -58,12 +58,14 @@ def test_things_lie_on_the_canvas_and_apart_unless_they_may_overlap():
     )
 
 
-def test_scenes_hold_one_to_eight_things_or_a_chart():
+def test_scenes_hold_one_to_eight_things_or_a_chart_or_seldom_nothing():
     scenes = [random_scene(generator_of("train", index), SceneSettings(chart_share=0.2)) for index in range(400)]
     charts = [scene.chart for scene in scenes if scene.chart is not None]
     assert 50 < len(charts) < 110
     assert {len(chart.bars) for chart in charts} == {2, 3, 4, 5}
-    assert {len(scene.things) for scene in scenes if scene.chart is None} == set(range(1, 9))
+    counts = [len(scene.things) for scene in scenes if scene.chart is None]
+    assert set(counts) == set(range(9))
+    assert counts.count(0) < 0.06 * len(counts)
     for chart in charts:
         values = [bar.value for bar in chart.bars]
         assert values.count(max(values)) == values.count(min(values)) == 1

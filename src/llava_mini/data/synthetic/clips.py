@@ -169,7 +169,7 @@ def _covered(frame: Scene) -> bool:
 
 def _cast(rng: random.Random, count: int) -> Scene:
     """Return a scene with so many things, no two of the same name."""
-    settings = SceneSettings(min_things=count, max_things=count, sign_share=0.0, overlap_share=0.0)
+    settings = SceneSettings(min_things=count, max_things=count, empty_share=0.0, sign_share=0.0, overlap_share=0.0)
     while True:
         scene = random_scene(rng, settings)
         if len(scene.unique_things) == count:

@@ -19,6 +19,9 @@ MIN_GAP = 8
 CANNOT_TELL = "I can't tell"
 """The answer to what no picture shows."""
 
+NOTHING_WRITTEN = "nothing is written"
+"""The answer to what is written in a picture without writing."""
+
 Maker = Callable[[random.Random, Scene, Split], Turn | None]
 
 
@@ -30,10 +33,8 @@ def existence(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
         if not scene.signs and rng.random() < 0.5:
             return None
         return phrased(rng, split, "is there writing").turn("yes" if scene.signs else "no", kind="existence")
-    if not scene.things:
-        return None
-    seen = rng.choice(scene.things)
-    if rng.random() < 0.5:
+    if scene.things and rng.random() < 0.5:
+        seen = rng.choice(scene.things)
         name, answer = rng.choice((seen.name, seen.name, seen.shape)), "yes"
     else:
         name, answer = near_miss(rng, scene.things), "no"
@@ -172,9 +173,12 @@ def _same_size(rng: random.Random, scene: Scene, split: Split, things: Sequence[
 
 
 def text(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
-    """Ask what is written. The answer is in small letters."""
+    """Ask what is written. The answer is in small letters; about one in eight asks where nothing is written."""
     if not scene.signs:
-        return None
+        if scene.chart is not None or rng.random() < 0.985:
+            return None
+        form = rng.choice(("what text", "what number", "what word"))
+        return phrased(rng, split, form).turn(NOTHING_WRITTEN, kind="text")
     written = scene.signs[0].text.lower()
     form = rng.choice(("what text", "what number" if written.isdigit() else "what word"))
     return phrased(rng, split, form).turn(written, kind="text")
@@ -204,8 +208,6 @@ def cannot_tell(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
 
 def caption(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
     """Ask for a description."""
-    if not scene.things and not scene.signs and scene.chart is None:
-        return None
     return phrased(rng, split, "describe").turn(name_all(scene), kind="caption")
 
 
@@ -264,7 +266,7 @@ def _listed(scene: Scene, parts: list[str]) -> str:
     if scene.chart is not None:
         return scene.chart.describe()
     signs = [f"the {'number' if sign.text.isdigit() else 'word'} {sign.text.lower()}" for sign in scene.signs]
-    parts = [*parts, *signs]
+    parts = [*parts, *signs] or ["nothing"]
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 

@@ -161,6 +161,8 @@ class SceneSettings:
 
     min_things: int = 1
     max_things: int = 8
+    empty_share: float = 0.03
+    """Share of scenes without things, where fewer than ``min_things`` would otherwise not occur."""
     sign_share: float = 0.35
     """Share of scenes with a word or a number, among those without a chart."""
     chart_share: float = 0.0
@@ -199,11 +201,12 @@ def random_scene(rng: random.Random, settings: SceneSettings | None = None) -> S
         signs = (random_sign(rng, background),)
     nearest = 0.75 if rng.random() < settings.overlap_share else 1.1
     things: list[Thing] = []
-    for _ in range(rng.randint(settings.min_things, settings.max_things)):
+    is_empty = rng.random() < settings.empty_share
+    for _ in range(0 if is_empty else rng.randint(settings.min_things, settings.max_things)):
         thing = _placed(rng, _random_thing(rng, things, settings), things, signs, nearest)
         if thing is not None:
             things.append(thing)
-    if not things and settings.min_things > 0:
+    if not things and settings.min_things > 0 and not is_empty:
         return random_scene(rng, replace(settings, sign_share=0.0))
     return Scene(things=tuple(things), signs=signs, background=background)
 

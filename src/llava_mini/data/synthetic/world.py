@@ -21,20 +21,20 @@ IMAGE_KINDS = {
     "count": 1.0,
     "attribute count": 1.0,
     "location": 1.0,
-    "relation": 1.0,
-    "compare": 1.0,
-    "text": 1.0,
+    "relation": 1.2,
+    "compare": 1.2,
+    "text": 1.5,
     "chart": 1.0,
     "absence": 0.5,
     "cannot tell": 0.3,
-    "caption": 0.2,
+    "caption": 0.3,
 }
 """How often each kind of question about an image is asked, relative to the others that its scene allows."""
 
 CLIP_KINDS = {
     "direction": 1.0,
     "moving": 1.0,
-    "order": 1.0,
+    "order": 1.5,
     "change": 1.0,
     "event count": 1.0,
     "clip place": 1.0,
