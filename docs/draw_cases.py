@@ -200,8 +200,16 @@ def where(cases: Sequence[Case]) -> str:
         "| | right | asked |",
         "|---|---|---|",
         *rows("image: {} things, words and bars", images, lambda case: bin_of(case.num_things, (2, 4, 6))),
-        *rows("text: {} font", of_kind(images, "text"), lambda case: case.item.frames[0].signs[0].font),
-        *rows("text: {} characters", of_kind(images, "text"), lambda case: str(len(case.facts["right_answer"]))),
+        *rows(
+            "text: {} font",
+            [case for case in of_kind(images, "text") if case.item.frames[0].signs],
+            lambda case: case.item.frames[0].signs[0].font,
+        ),
+        *rows(
+            "text: {} characters",
+            [case for case in of_kind(images, "text") if case.item.frames[0].signs],
+            lambda case: str(len(case.facts["right_answer"])),
+        ),
         *rows("clip: {} frames", clips, lambda case: bin_of(len(case.item.frames), (3, 4, 5))),
         *rows("clip: {} things at once", clips, lambda case: bin_of(case.num_things, (1, 2))),
         *rows(
