@@ -193,7 +193,7 @@ class Train:
     device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
     """cpu, cuda or cuda:N. Left out: a GPU if there is one."""
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """CPU threads of a matrix product. Left out: 1, since two were 3 to 4 times slower on cores that do other work."""
+    """CPU threads of a matrix product. Left out: 1. Two are faster on idle cores, and slower on busy ones."""
     workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Processes that draw what is learned from. Left out: none on a CPU, as many as cores but one beside a GPU."""
 

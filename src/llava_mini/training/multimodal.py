@@ -6,7 +6,6 @@ Everything goes through the parts of ``model.fuse``, and then the unmodified lan
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from llava_mini.data.collate import Collator, TrainingBatch
 from llava_mini.data.records import Record
 from llava_mini.data.synthetic.charts import MAX_VALUE
-from llava_mini.data.synthetic.drawing import draw_scene, patch_labels
 from llava_mini.data.synthetic.scenes import (
     CHARACTERS,
     COLOURS,
@@ -30,7 +28,7 @@ from llava_mini.training.auxiliary import ThingHeads
 from llava_mini.training.language_pretraining import answer_loss
 from llava_mini.training.shared_frames import fuse_shared
 from llava_mini.training.trainer import Losses
-from llava_mini.training.vision_pretraining import grid_codes, normalised
+from llava_mini.training.vision_pretraining import grid_codes, labelled, normalised
 
 RecordsOf = Callable[[int], Sequence[Record]]
 """The records of a step."""
@@ -67,17 +65,13 @@ class AlignmentBatches:
             random_scene(generator_of("train", index, "alignment"), self.settings)
             for index in range(first, first + self.batch_size)
         ]
-        labels = [patch_labels(scene, self.patch_size) for scene in scenes]
-        rows = [
-            [words[torch.from_numpy(label[name])] for name, words in self.words.items()] for label in labels
-        ]  # [F][names] of [P, D]
-        shown = [torch.from_numpy((label["shape"] > 0) | (label["character"] > 0)) for label in labels]
-        pictures = torch.from_numpy(np.stack([np.asarray(draw_scene(scene)) for scene in scenes]))
-        pixels = normalised(pictures, torch.float32)
+        pictures = labelled(scenes, self.patch_size)
+        labels = pictures.labels
+        meanings = [words[labels[name]] for name, words in self.words.items()]  # [names] of [F, P, D]
         return AlignmentBatch(
-            pixel_values=pixels[:, None],
-            targets=torch.stack([torch.stack([self.places, *parts]).sum(0) for parts in rows]),
-            shown=torch.stack(shown),
+            pixel_values=normalised(pictures.pixels, torch.float32)[:, None],
+            targets=self.places + torch.stack(meanings).sum(0),  # [F, P, D]
+            shown=(labels["shape"] > 0) | (labels["character"] > 0),
         )
 
 

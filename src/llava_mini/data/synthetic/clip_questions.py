@@ -9,7 +9,7 @@ from collections.abc import Callable
 from llava_mini.data.records import Turn
 from llava_mini.data.synthetic.clips import VERBS, Clip
 from llava_mini.data.synthetic.phrasings import phrased
-from llava_mini.data.synthetic.questions import CANNOT_TELL, near_miss
+from llava_mini.data.synthetic.questions import CANNOT_TELL, maker_of, near_miss
 from llava_mini.data.synthetic.splits import Split
 
 Maker = Callable[[random.Random, Clip, Split], Turn | None]
@@ -178,6 +178,4 @@ def ask_about_clip(rng: random.Random, clip: Clip, kind: str, split: Split) -> T
     Raises:
         ValueError: If there is no such kind.
     """
-    if kind not in CLIP_MAKERS:
-        raise ValueError(f"Unknown kind of question {kind!r}. The kinds are {', '.join(CLIP_MAKERS)}.")
-    return CLIP_MAKERS[kind](rng, clip, split)
+    return maker_of(kind, CLIP_MAKERS)(rng, clip, split)

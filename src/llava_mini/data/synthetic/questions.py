@@ -5,7 +5,8 @@ Answers are balanced where the scene leaves a choice, so that guessing without s
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from llava_mini.data.records import Noun, Turn
 from llava_mini.data.synthetic.charts import ask_about_chart
@@ -23,6 +24,7 @@ NOTHING_WRITTEN = "nothing is written"
 """The answer to what is written in a picture without writing."""
 
 Maker = Callable[[random.Random, Scene, Split], Turn | None]
+AnyMaker = TypeVar("AnyMaker")
 
 
 def existence(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
@@ -236,13 +238,23 @@ def ask(rng: random.Random, scene: Scene, kind: str, split: Split) -> Turn | Non
     Raises:
         ValueError: If there is no such kind.
     """
-    if kind not in MAKERS:
-        raise ValueError(f"Unknown kind of question {kind!r}. The kinds are {', '.join(MAKERS)}.")
+    maker = maker_of(kind, MAKERS)
     for _ in range(6):
-        turn = MAKERS[kind](rng, scene, split)
+        turn = maker(rng, scene, split)
         if turn is not None:
             return turn
     return None
+
+
+def maker_of(kind: str, makers: Mapping[str, AnyMaker]) -> AnyMaker:
+    """Return what asks questions of a kind.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    if kind not in makers:
+        raise ValueError(f"Unknown kind of question {kind!r}. The kinds are {', '.join(makers)}.")
+    return makers[kind]
 
 
 def describe(scene: Scene) -> str:
