@@ -69,6 +69,19 @@ def test_each_frame_of_a_clip_is_paired_with_each_name_once():
     assert TOKENIZER.decode(things.names[0]) == " red circle"
 
 
+def test_the_course_of_a_thing_goes_to_each_mention_in_a_question_about_a_clip():
+    which = Turn(question="Is the red circle left of the red circle?", answer="the red circle", kind="k", form="f")
+    batch = collator()([IMAGE, replace(CLIP, turns=(which, ABSENT))], separate=True)
+    nouns = batch.clip_nouns
+    assert nouns.prompts.tolist() == [2, 2]
+    ends = [TOKENIZER.decode(batch.inputs.input_ids[2, token - 1 : token + 1]) for token in nouns.tokens]
+    assert ends == [" red circle"] * 2
+    torch.testing.assert_close(nouns.courses, torch.tensor([[0.1, 0.5, 0.9, 0.5, 0.0, 1.0]] * 2))
+    late = Noun(phrase="red circle", path=(None, (0.2, 0.3), (0.2, 0.3)))
+    courses = collator()([replace(CLIP, things=(late,))]).clip_nouns.courses
+    torch.testing.assert_close(courses, torch.tensor([[0.2, 0.3, 0.2, 0.3, 0.5, 1.0]]))
+
+
 def test_separate_turns_share_the_frames_of_their_record():
     batch = collator()([IMAGE, CLIP], separate=True)
     assert batch.inputs.input_ids.shape[0] == 3

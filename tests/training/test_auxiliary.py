@@ -1,6 +1,6 @@
 import torch
 
-from llava_mini.data.collate import FrameThings, NounTokens
+from llava_mini.data.collate import ClipNouns, FrameThings, NounTokens
 from llava_mini.training.auxiliary import BINS, ThingHeads
 
 NUM_VALUES = {"colour": 3, "shape": 2}
@@ -51,6 +51,21 @@ def test_batches_without_nouns_or_clips_have_a_loss_of_zero():
     )
     assert module.noun_loss(embeds, nouns(present=())) == 0
     assert module.frame_loss(embeds, torch.zeros(0, 8), things) == 0
+    assert module.clip_loss(embeds, ClipNouns(prompts=none, tokens=none, courses=torch.zeros(0, 6))) == 0
+
+
+def test_the_course_of_a_thing_is_learned_from_the_token_of_its_noun():
+    module, hidden = heads(), torch.randn(2, 3, 8)
+    courses = torch.tensor([[0.1, 0.5, 0.9, 0.5, 0.0, 1.0], [0.9, 0.2, 0.1, 0.2, 0.5, 1.0]])
+    nouns = ClipNouns(prompts=torch.tensor([0, 1]), tokens=torch.tensor([2, 1]), courses=courses)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(60):
+        loss = module.clip_loss(hidden, nouns)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1
+    assert module.clip_loss(hidden.flip(0), nouns) > 1
 
 
 def test_the_place_in_a_frame_depends_on_the_name():

@@ -2,7 +2,7 @@ import torch
 
 from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.data.collate import Collator
-from llava_mini.data.synthetic.scenes import SceneSettings
+from llava_mini.data.synthetic.scenes import CHARACTERS, WORDS, SceneSettings
 from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
 from llava_mini.data.tokenizer import build_tokenizer
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -78,3 +78,23 @@ def test_alignment_brings_patches_to_their_words():
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_order_of_letters_decides_where_the_patches_of_a_number_should_lie():
+    task = Alignment(model(), TOKENIZER, batch_size=2, settings=SceneSettings())
+    words = task.make_batch.words
+    four, seven = 1 + CHARACTERS.index("4"), 1 + CHARACTERS.index("7")
+    forwards = words["letter 1"][four] + words["letter 2"][seven]
+    backwards = words["letter 1"][seven] + words["letter 2"][four]
+    assert not torch.allclose(forwards, backwards)
+    torch.testing.assert_close(words["letter 2"].norm(dim=-1), words["character"].norm(dim=-1))
+    assert words["word"].shape == (1 + len(WORDS), 32)
+
+
+def test_patches_of_a_thing_know_its_centre():
+    batches = Alignment(model(), TOKENIZER, batch_size=2, settings=SceneSettings()).make_batch
+    columns, rows = batches.words["column"], batches.words["row"]
+    assert columns.shape == rows.shape == (13, 32)
+    assert columns[0].norm() == rows[0].norm() == 0
+    centres = (columns[1:, None] + rows[1:]).flatten(0, 1)  # [144, D]
+    assert torch.cdist(centres, centres).fill_diagonal_(100).min() > 0.05 * columns[1].norm()

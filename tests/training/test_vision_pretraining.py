@@ -1,9 +1,14 @@
+import random
+
 import numpy as np
+import pytest
 import torch
 from transformers import CLIPVisionConfig
 
-from llava_mini.data.synthetic.scenes import SceneSettings, random_scene
+from llava_mini.data.collate import MAX_NAMES
+from llava_mini.data.synthetic.scenes import CANVAS, COLOURS, SHAPES, SceneSettings, random_scene
 from llava_mini.data.synthetic.splits import generator_of
+from llava_mini.model.reducers import AveragePool, QueryReducer
 from llava_mini.model.vision import encode_views
 from llava_mini.training.vision_pretraining import (
     LABEL_CLASSES,
@@ -12,6 +17,7 @@ from llava_mini.training.vision_pretraining import (
     dense_loss,
     grid_codes,
     labelled,
+    named_things,
     normalised,
 )
 
@@ -23,12 +29,12 @@ CONFIG = CLIPVisionConfig(
 def task(**fields):
     torch.manual_seed(0)
     defaults = {"num_steps": 4, "batch_size": 2, "dtype": torch.float32, "settings": SceneSettings()}
-    return VisionPretraining(CONFIG, **{**defaults, **fields})
+    return VisionPretraining(CONFIG, AveragePool(1), **{**defaults, **fields})
 
 
 def test_features_are_those_that_the_model_reads():
     torch.manual_seed(0)
-    dense = DenseVisionModel(CONFIG).eval()
+    dense = DenseVisionModel(CONFIG, AveragePool(1)).eval()
     pixels = torch.randn(2, 3, 96, 96)
     features = dense.features(pixels)
     assert features.shape == (2, 144, 32)
@@ -45,14 +51,15 @@ def test_the_last_layer_gets_no_gradient():
 
 def test_batches_depend_on_the_step_alone():
     first, again, next_one = task().make_batch(1), task().make_batch(1), task().make_batch(2)
-    assert np.array_equal(first.pixels, again.pixels)
-    assert not np.array_equal(first.pixels, next_one.pixels)
+    assert np.array_equal(first.pictures.pixels, again.pictures.pixels)
+    assert torch.equal(first.things.names, again.things.names)
+    assert not np.array_equal(first.pictures.pixels, next_one.pictures.pixels)
 
 
 def test_the_share_of_pages_changes_over_the_steps():
     letters = [
         sum(
-            (task(pages=(1.0, 0.0), num_steps=2, batch_size=8).make_batch(step).labels["character"] > 0).sum()
+            (task(pages=(1.0, 0.0), num_steps=2, batch_size=8).make_batch(step).pictures.labels["character"] > 0).sum()
             for _ in (0,)
         )
         for step in (0, 2)
@@ -74,6 +81,38 @@ def test_the_loss_weighs_what_is_shown_and_what_is_not_apart():
     logits[0, 0, 1] = 10.0
     few, many = torch.tensor([[1, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0]])
     assert dense_loss(logits, few) < dense_loss(logits, many)
+
+
+def test_names_are_half_of_things_that_are_there():
+    scene = random_scene(generator_of("train", 5), SceneSettings(min_things=3, max_things=3, distractor_share=0.0))
+    named = named_things(random.Random(0), scene, 7)
+    found = [(tuple(COLOURS)[colour], SHAPES[shape]) for colour, shape in named.names.tolist()]
+    assert set(named.pictures.tolist()) == {7}
+    assert named.present.tolist() == [1, 1, 1, 0, 0, 0]
+    assert found[:3] == [(thing.colour, thing.shape) for thing in scene.things]
+    assert not {f"{colour} {shape}" for colour, shape in found[3:]} & {thing.name for thing in scene.things}
+    assert named.places[0].tolist() == pytest.approx([scene.things[0].x / CANVAS, scene.things[0].y / CANVAS])
+
+
+@pytest.mark.parametrize("count", [0, MAX_NAMES + 1])
+def test_scenes_with_nothing_or_too_many_things_are_not_asked_about_as_a_whole(count):
+    settings = SceneSettings(min_things=count, max_things=count, distractor_share=0.0, sign_share=0.0)
+    scenes = [random_scene(generator_of("train", index), settings) for index in range(20)]
+    full = [scene for scene in scenes if len(scene.unique_things) == count]
+    assert full
+    assert all(len(named_things(random.Random(0), scene, 0).names) == 0 for scene in full)
+
+
+def test_the_reducer_learns_with_the_encoder():
+    torch.manual_seed(0)
+    reducer = QueryReducer(32, grid=1, resize_query_codes=False)
+    for parameter in (reducer.queries, reducer.query_codes):
+        torch.nn.init.normal_(parameter)
+    training = VisionPretraining(
+        CONFIG, reducer, num_steps=4, batch_size=4, dtype=torch.float32, settings=SceneSettings(max_things=2)
+    )
+    training.losses(training.make_batch(0)).total.backward()
+    assert all(parameter.grad is not None for parameter in reducer.parameters())
 
 
 def test_normalised_pixels_have_the_statistics_of_clip():

@@ -41,6 +41,19 @@ class NounTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipNouns:
+    """Where questions about clips name things, and the course of those things. N names."""
+
+    prompts: Tensor
+    """[N] int64: which prompt."""
+    tokens: Tensor
+    """[N] int64: the last token of the name."""
+    courses: Tensor
+    """[N, 6] float32, each from 0 to 1: x and y where the thing is first seen, x and y where it is last seen, and the
+    first and the last frame that show it, as shares of the way from the first frame of the clip to its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameThings:
     """What images and frames of clips show. M pairs of a frame and a name."""
 
@@ -65,6 +78,7 @@ class TrainingBatch:
     frame_sources: Tensor
     """[F] int64: for each frame of the prompts, in order, its row of ``pixel_values``."""
     nouns: NounTokens
+    clip_nouns: ClipNouns
     frame_things: FrameThings
 
 
@@ -114,6 +128,7 @@ class Collator:
         answers = functional.pad(tensors["answer_mask"], (0, missing)).bool()
         pixels = tensors.get("pixel_values")
         kept, sources = _shared_frames(records, repeats)
+        asked = ids.masked_fill(answers, -1)
         inputs = ModelInputs(
             input_ids=ids,
             attention_mask=functional.pad(tensors["attention_mask"], (0, missing)),
@@ -124,7 +139,8 @@ class Collator:
         return TrainingBatch(
             inputs=inputs,
             frame_sources=sources,
-            nouns=self._nouns(records, ids.masked_fill(answers, -1)),
+            nouns=self._nouns(records, asked),
+            clip_nouns=self._clip_nouns(records, asked),
             frame_things=self._frame_things(records, ids, repeats),
         )
 
@@ -137,9 +153,7 @@ class Collator:
             nouns = {noun.phrase: noun for turn in record.turns for noun in turn.nouns}
             row = asked[prompt].tolist()
             for noun in nouns.values():
-                name = self._ids_of(noun)
-                places = [end for end in range(len(name), len(row) + 1) if row[end - len(name) : end] == name]
-                found += [(prompt, end - 1, noun) for end in places]
+                found += [(prompt, token, noun) for token in self._ends_of(noun, row)]
         nouns = [noun for _, _, noun in found]
         return NounTokens(
             prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
@@ -150,6 +164,19 @@ class Collator:
                 name: torch.tensor([dict(noun.facts).get(name, IGNORED) for noun in nouns], dtype=torch.long)
                 for name in FACTS
             },
+        )
+
+    def _clip_nouns(self, records: Sequence[Record], asked: Tensor) -> ClipNouns:
+        """Find the names of things in questions about clips. asked: [B, T], -1 at answers."""
+        found: list[tuple[int, int, tuple[float, ...]]] = []
+        for prompt, record in enumerate(records):
+            row = asked[prompt].tolist()
+            for noun in record.things if record.video else ():
+                found += [(prompt, token, _course(noun)) for token in self._ends_of(noun, row)]
+        return ClipNouns(
+            prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
+            tokens=torch.tensor([token for _, token, _ in found], dtype=torch.long),
+            courses=torch.tensor([course for _, _, course in found], dtype=torch.float32).view(-1, 6),
         )
 
     def _frame_things(self, records: Sequence[Record], ids: Tensor, repeats: Sequence[int]) -> FrameThings:
@@ -172,8 +199,21 @@ class Collator:
             places=torch.tensor([place or (0.0, 0.0) for place in places], dtype=torch.float32).view(-1, 2),
         )
 
+    def _ends_of(self, noun: Noun, row: Sequence[int]) -> list[int]:
+        """Return the places of the last token of each mention of a noun in the ids of a prompt."""
+        name = self._ids_of(noun)
+        return [end - 1 for end in range(len(name), len(row) + 1) if row[end - len(name) : end] == name]
+
     def _ids_of(self, noun: Noun) -> list[int]:
         return self.processor.tokenizer.encode(f" {noun.phrase}", add_special_tokens=False)
+
+
+def _course(noun: Noun) -> tuple[float, ...]:
+    """Return where and when a thing of a clip is first and last seen: see ``ClipNouns``."""
+    seen = [(number, place) for number, place in enumerate(noun.path) if place is not None]
+    (first, start), (last, end) = seen[0], seen[-1]
+    way = max(len(noun.path) - 1, 1)
+    return (*start, *end, first / way, last / way)
 
 
 def _shared_frames(records: Sequence[Record], repeats: Sequence[int]) -> tuple[Tensor, Tensor]:

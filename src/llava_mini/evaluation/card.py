@@ -110,7 +110,7 @@ def card_table(facts: Mapping[str, Any]) -> str:
         f"about clips, one question a prompt, in {facts['seconds']:.0f} seconds, {facts['processor_seconds']:.0f} of "
         f"processor time ({ran['device']}, {ran['threads']} thread(s), {ran['dtype']}). Answers are right if they are "
         "right word for word. Blind: the commonest answer to the same form of question. `images` and `clips` weigh "
-        "kinds as training asks them; `all` is 0.6 of the one and 0.4 of the other; `new phrasings` are those that no "
+        "kinds as the world does; `all` is 0.6 of the one and 0.4 of the other; `new phrasings` are those that no "
         "training question has.",
     ]
     return "\n".join(lines)

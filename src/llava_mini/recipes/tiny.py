@@ -13,7 +13,7 @@ resumes from its own checkpoint, so a run that was killed goes on where it was w
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,13 @@ from llava_mini.training.vision_pretraining import VisionPretraining
 
 THING_WEIGHT = 1.0
 """Weight of the training-only losses on things in stage 2."""
+
+EMPHASIS = {
+    **dict.fromkeys(("existence", "colour", "shape", "size", "absence", "clip colour", "clip absence"), 0.7),
+    **dict.fromkeys(("relation", "attribute count", "text"), 1.5),
+    **dict.fromkeys(("direction", "order", "change", "event count"), 1.5),
+}
+"""What is learned late is asked more often than what is learned soon."""
 
 CONVERSATION_EVERY = 8
 """One step of so many in stage 2 has conversations; in the others each question stands alone."""
@@ -75,8 +82,12 @@ class TinySettings:
     language_rate: float = 1e-3
     rate: float = 1e-3
     """Of stage 2. Alignment and stage 1 use twice as much."""
-    clip_start: float = 0.2
+    clip_start: float = 0.1
     """Share of stage 2 after which clips are asked about too."""
+    clip_turns: int = 3
+    """Most questions about a clip in stage 2. Another clip teaches more than more questions, which cost as much."""
+    emphasis: dict[str, float] = field(default_factory=lambda: dict(EMPHASIS))
+    """How much more often stage 2 asks some kinds of questions than ``world`` says."""
     num_validation: int = 600
     """Questions that are scored at the end."""
 
@@ -99,15 +110,15 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     full = TinySettings(
         config=preset("tiny"),
         world=WorldSettings(
-            scene=SceneSettings(sign_share=0.4, chart_share=0.1), min_turns=6, max_turns=6, clip_share=0.25
+            scene=SceneSettings(sign_share=0.4, chart_share=0.1), min_turns=6, max_turns=6, clip_share=0.4
         ),
         vision_scenes=SceneSettings(sign_share=0.5, chart_share=0.12),
         vision_pages=(0.8, 0.25),
-        vision_steps=4000,
-        language_steps=1300,
-        alignment_steps=600,
+        vision_steps=6000,
+        language_steps=4000,
+        alignment_steps=1500,
         stage_1_steps=100,
-        stage_2_steps=3200,
+        stage_2_steps=10000,
     )
     if minutes is None:
         return full
@@ -170,6 +181,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         torch.manual_seed(settings.seed)
         return VisionPretraining(
             settings.config.vision,
+            _build(settings, settings.config.reducer).reducer,
             num_steps=settings.vision_steps,
             batch_size=settings.vision_batch,
             dtype=settings.dtype,
@@ -202,10 +214,12 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         return Alignment(before.model, tokenizer(), batch_size=2 * settings.batch, settings=settings.world.scene)
 
     def stage_2() -> InstructionTuning:
-        before = alignment().module
+        before, encoder = alignment().module, vision()
         load_weights(before, output_dir / "alignment")
+        load_weights(encoder.module, output_dir / "vision")
         model = _build(settings, settings.config.reducer)
         model.vision_tower.load_state_dict(before.vision_tower.state_dict())
+        model.reducer.load_state_dict(encoder.module.reducer.state_dict())
         model.projector.load_state_dict(before.projector.state_dict())
         model.language_model.load_state_dict(before.language_model.state_dict())
         if model.prefusion is not None:
@@ -397,15 +411,18 @@ def _stage_2_records(settings: TinySettings, step: int) -> list[Record]:
     world = settings.world
     if step < settings.clip_start * settings.stage_2_steps:
         world = replace(world, clip_share=0.0)
-    weight = CONVERSATION_EVERY if step % CONVERSATION_EVERY == 0 else 0
-    world = replace(world, image_kinds=_with_captions(world.image_kinds, weight))
-    world = replace(world, clip_kinds=_with_captions(world.clip_kinds, weight))
+    captions = CONVERSATION_EVERY if step % CONVERSATION_EVERY == 0 else 0
+    emphasis = {**settings.emphasis, "caption": captions, "clip caption": captions}
+    world = replace(
+        world,
+        image_kinds={kind: share * emphasis.get(kind, 1.0) for kind, share in world.image_kinds.items()},
+        clip_kinds={kind: share * emphasis.get(kind, 1.0) for kind, share in world.clip_kinds.items()},
+    )
     first = step * settings.batch
-    return [world_record("train", index, world, "stage-2") for index in range(first, first + settings.batch)]
-
-
-def _with_captions(kinds: dict[str, float], weight: float) -> dict[str, float]:
-    return {kind: share * (weight if kind.endswith("caption") else 1.0) for kind, share in kinds.items()}
+    records = [world_record("train", index, world, "stage-2") for index in range(first, first + settings.batch)]
+    return [
+        replace(record, turns=record.turns[: settings.clip_turns]) if record.video else record for record in records
+    ]
 
 
 def _vision_stage(settings: TinySettings) -> Stage:

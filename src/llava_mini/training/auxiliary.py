@@ -2,9 +2,11 @@
 
 In a small world the answer loss alone leaves some skills at chance for long: the noun does not bind its
 colour word, so the model does not know which of two things is meant, and nothing forces place into the
-one token of a frame. Two small heads help: one tells from the fused token of a noun whether there is such
-a thing, where, and of which colour, shape and size; the other tells from the token of a frame together with
-a name whether such a thing is there, and where. The heads are not part of the model.
+one token of a frame. Three small heads help. One tells from the fused token of a noun whether there is such
+a thing, where, and of which colour, shape and size. One tells from the token of a frame together with
+a name whether such a thing is there, and where. And one reads, before the last layer of the language model,
+the token of a noun in a question about a clip: it tells where and when that thing is first and last seen. The heads
+are not part of the model.
 """
 
 from collections.abc import Mapping
@@ -13,10 +15,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llava_mini.data.collate import IGNORED, FrameThings, NounTokens
+from llava_mini.data.collate import IGNORED, ClipNouns, FrameThings, NounTokens
 
 BINS = 12
-"""Places along an axis that the heads tell apart."""
+"""Places along an axis, and moments of a clip, that the heads tell apart."""
+
+
+class FrameHead(nn.Module):
+    """From what stands for a frame, together with a name, to whether such a thing is there and where. D: its width."""
+
+    def __init__(self, width: int) -> None:
+        """Make the head.
+
+        Args:
+            width: D.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 2 + 2 * BINS)
+        )
+
+    def forward(self, frames: Tensor, names: Tensor, present: Tensor, places: Tensor) -> Tensor:
+        """Return the loss on M pairs of a frame and a name; 0 without any.
+
+        Args:
+            frames: [M, D].
+            names: [M, D].
+            present: [M] int64: 1 where the frame shows such a thing.
+            places: [M, 2] float32: where it is, as shares of width and height; not read where it is not there.
+        """
+        seen, where = self.layers(torch.cat([frames, names], dim=-1)).float().split((2, 2 * BINS), dim=-1)
+        there = present == 1
+        return _mean_loss(seen, present) + _place_loss(where[there], places[there])
 
 
 class ThingHeads(nn.Module):
@@ -32,9 +62,8 @@ class ThingHeads(nn.Module):
         super().__init__()
         self.num_values = dict(num_values)
         self.of_noun = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 + 2 * BINS + sum(num_values.values())))
-        self.of_frame = nn.Sequential(
-            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 2 + 2 * BINS)
-        )
+        self.of_frame = FrameHead(width)
+        self.of_clip_noun = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * BINS))
 
     def noun_loss(self, embeds: Tensor, nouns: NounTokens) -> Tensor:
         """Return the mean loss on what fused nouns tell; 0 when the batch names nothing.
@@ -62,15 +91,22 @@ class ThingHeads(nn.Module):
             words: [M, D], the mean of the embeddings of each name; no gradient goes there.
             things: Which tokens, and the right answers.
         """
-        states = torch.cat([embeds[things.prompts, things.tokens], words.detach()], dim=-1)  # [M, 2 D]
-        present, places = self.of_frame(states).float().split((2, 2 * BINS), dim=-1)
-        there = things.present == 1
-        return _mean_loss(present, things.present) + _place_loss(places[there], things.places[there])
+        frames = embeds[things.prompts, things.tokens]  # [M, D]
+        return self.of_frame(frames, words.detach(), things.present, things.places)
+
+    def clip_loss(self, hidden: Tensor, nouns: ClipNouns) -> Tensor:
+        """Return the loss on what nouns in questions about clips tell of their course; 0 without nouns.
+
+        Args:
+            hidden: [B, T, D], from within the language model.
+            nouns: Which tokens, and the right courses.
+        """
+        return _place_loss(self.of_clip_noun(hidden[nouns.prompts, nouns.tokens]), nouns.courses)
 
 
 def _place_loss(logits: Tensor, places: Tensor) -> Tensor:
-    """logits: [N, 2 * BINS]; places: [N, 2] from 0 to 1."""
-    bins = (places * BINS).long().clamp(0, BINS - 1)  # [N, 2]
+    """logits: [N, n * BINS]; places: [N, n] from 0 to 1."""
+    bins = (places * BINS).long().clamp(0, BINS - 1)  # [N, n]
     return _mean_loss(logits.float().view(-1, BINS), bins.flatten())
 
 

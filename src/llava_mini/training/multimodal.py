@@ -14,11 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from llava_mini.data.collate import Collator, TrainingBatch
 from llava_mini.data.records import Record
 from llava_mini.data.synthetic.charts import MAX_VALUE
+from llava_mini.data.synthetic.drawing import LABEL_CLASSES, MAX_LETTERS
 from llava_mini.data.synthetic.scenes import (
     CHARACTERS,
     COLOURS,
     SHAPES,
     SIZES,
+    WORDS,
     SceneSettings,
     random_scene,
 )
@@ -80,7 +82,10 @@ class Alignment:
 
     It stands in for the text alignment that a CLIP encoder has from its own training. Only the
     projector moves; the words are the frozen input embeddings of the language model. To the words comes a
-    code of the place of the patch, as long as a word: fitted to words alone, patches forget where they are.
+    code of the place of the patch, as long as a word: fitted to words alone, patches forget where they are. A thing's
+    patches share codes of its centre besides, which tell it from others like it. What is
+    written counts as a word, if it is one, and as its letters one by one: each is the embedding of the letter with its
+    entries moved on by as many as its place in the text says, so that 47 and 74 differ.
     """
 
     def __init__(
@@ -106,10 +111,18 @@ class Alignment:
             "colour": _embedded(table, tokenizer, tuple(COLOURS)),
             "size": _embedded(table, tokenizer, tuple(SIZES)),
             "value": _embedded(table, tokenizer, tuple(str(value) for value in range(1, MAX_VALUE + 1))),
+            "word": _embedded(table, tokenizer, WORDS),
             "character": _embedded(table, tokenizer, tuple(CHARACTERS.lower())),
         }
-        codes = functional.normalize(grid_codes(model.config.patches_per_side, table.shape[1]), dim=-1)
-        places = codes * words["shape"][1:].norm(dim=-1).mean()  # [P, D]
+        for place in range(1, 1 + MAX_LETTERS):
+            shift = place * table.shape[1] // (1 + MAX_LETTERS)
+            words[f"letter {place}"] = words["character"].roll(shift, dims=-1)
+        length = words["shape"][1:].norm(dim=-1).mean()
+        places = length * functional.normalize(grid_codes(model.config.patches_per_side, table.shape[1]), dim=-1)
+        columns, rows = _line_codes(table.shape[1])
+        words |= {
+            name: length * functional.pad(codes, (0, 0, 1, 0)) for name, codes in (("column", columns), ("row", rows))
+        }
         self.make_batch = AlignmentBatches(
             words=words,
             places=places,
@@ -190,23 +203,27 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     model = module.model
     fused = fuse_shared(model, batch.inputs, batch.frame_sources)
     language_model = model.language_model.model
-    hidden = language_model(
-        inputs_embeds=fused.inputs_embeds.to(model.dtype), attention_mask=fused.attention_mask
-    ).last_hidden_state
+    output = language_model(
+        inputs_embeds=fused.inputs_embeds.to(model.dtype),
+        attention_mask=fused.attention_mask,
+        output_hidden_states=True,
+    )
     assert fused.labels is not None
-    answers = answer_loss(model.language_model.lm_head, hidden, fused.labels)
+    answers = answer_loss(model.language_model.lm_head, output.last_hidden_state, fused.labels)
     if thing_weight == 0:
         return answers
     heads = module.thing_heads
     words = embedding_table(model)[batch.frame_things.names].mean(1)  # [M, D]
     noun = heads.noun_loss(fused.inputs_embeds, batch.nouns)
     frame = heads.frame_loss(fused.inputs_embeds, words, batch.frame_things)
+    clip = heads.clip_loss(output.hidden_states[-2], batch.clip_nouns)
     return Losses(
-        total=answers.total + thing_weight * (noun + frame),
+        total=answers.total + thing_weight * (noun + frame + clip),
         parts={
             "answer": float(answers.total.detach()),
             "noun": float(noun.detach()),
             "frame": float(frame.detach()),
+            "clip": float(clip.detach()),
         },
         right=answers.right,
     )
@@ -217,6 +234,17 @@ def embedding_table(model: LlavaMiniForConditionalGeneration) -> Tensor:
     table = model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     return table.weight.detach()
+
+
+def _line_codes(width: int) -> tuple[Tensor, Tensor]:
+    """Return codes of length 1 of columns and of rows, [places, width] each, unlike those of the places of patches."""
+    places = LABEL_CLASSES["column"] - 1
+    codes = grid_codes(places, width).view(places, places, width)
+    columns, rows = codes[0].clone(), codes[:, 0].clone()
+    columns[:, width // 2 :], rows[:, : width // 2] = 0, 0
+    rolled = (codes.roll(width // 3, dims=-1) for codes in (columns, rows))
+    columns, rows = (functional.normalize(codes, dim=-1) for codes in rolled)
+    return columns, rows
 
 
 def _embedded(table: Tensor, tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> Tensor:

@@ -21,6 +21,7 @@ from llava_mini.data.synthetic.scenes import (
     COLOURS,
     SHAPES,
     SIZES,
+    WORDS,
     Background,
     Scene,
     SceneSettings,
@@ -77,7 +78,11 @@ def test_labels_say_what_a_patch_shows():
     assert (labels["column"][inside], labels["row"][inside]) == (1 + 28 * 12 // 96, 1 + 60 * 12 // 96)
     assert labels["shape"][0] == labels["character"][0] == 0
     assert {CHARACTERS[value - 1] for value in labels["character"] if value} == {"C", "A", "T"}
-    assert set(labels["order"][labels["character"] == 1 + CHARACTERS.index("A")]) == {2}
+    of_the_a = labels["character"] == 1 + CHARACTERS.index("A")
+    assert set(labels["order"][of_the_a]) == {2}
+    assert set(labels["word"][of_the_a]) == {1 + WORDS.index("cat")}
+    spelling = [set(labels[f"letter {place}"][of_the_a]) for place in range(1, 5)]
+    assert spelling == [{1 + CHARACTERS.index(character)} for character in "CAT"] + [{0}]
 
 
 def test_patches_of_a_chart_tell_colour_and_value_of_their_bar():
@@ -93,7 +98,7 @@ def test_patches_of_a_chart_tell_colour_and_value_of_their_bar():
 def test_labels_stay_within_their_classes():
     settings = SceneSettings(chart_share=0.3, sign_share=0.5)
     scenes = [random_scene(generator_of("train", index), settings) for index in range(200)]
-    scenes += [random_page(generator_of("train", index)) for index in range(50)]
+    scenes += [random_page(generator_of("train", index)) for index in range(150)]
     largest = dict.fromkeys(LABEL_CLASSES, 0)
     for scene in scenes:
         for name, values in patch_labels(scene).items():

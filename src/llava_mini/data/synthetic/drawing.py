@@ -13,7 +13,21 @@ from PIL import Image, ImageDraw
 
 from llava_mini.data.synthetic.charts import MAX_VALUE, Chart
 from llava_mini.data.synthetic.fonts import CAPITAL_HEIGHT, font_of, text_width
-from llava_mini.data.synthetic.scenes import CANVAS, CHARACTERS, COLOURS, SHAPES, SIZES, Background, Scene, Sign, Thing
+from llava_mini.data.synthetic.scenes import (
+    CANVAS,
+    CHARACTERS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    WORDS,
+    Background,
+    Scene,
+    Sign,
+    Thing,
+)
+
+MAX_LETTERS = 4
+"""Letters of the longest text on a sign."""
 
 LABEL_CLASSES = {
     "shape": 2 + len(SHAPES),
@@ -23,7 +37,9 @@ LABEL_CLASSES = {
     "column": 13,
     "row": 13,
     "character": 1 + len(CHARACTERS),
-    "order": 5,
+    "order": 1 + MAX_LETTERS,
+    "word": 1 + len(WORDS),
+    **{f"letter {place}": 1 + len(CHARACTERS) for place in range(1, 1 + MAX_LETTERS)},
 }
 """Classes of each label of a patch; class 0 is nothing."""
 
@@ -40,7 +56,8 @@ PatchLabels = dict[str, NDArray[np.int64]]
 
 shape: 1 + index in ``SHAPES``, or ``BAR``. colour, size: 1 + index in ``COLOURS``, ``SIZES``. value: of a bar. column,
 row: 1 + which twelfth of the canvas holds the centre of the thing, from the left and from the top. character: 1 + index
-in ``CHARACTERS``. order: 1 + place of the letter in its word, at most 4.
+in ``CHARACTERS``. order: 1 + place of the letter in its text. word: 1 + index in ``WORDS`` of the text that the letter
+belongs to, and letter 1 to letter 4: 1 + index in ``CHARACTERS`` of each of its letters.
 """
 
 
@@ -167,29 +184,31 @@ Box = tuple[float, float, float, float]
 
 
 def letter_boxes(scene: Scene) -> list[tuple[str, int, Box]]:
-    """Return each letter and digit of a scene with its place in its word, from 0, and its box."""
+    """Return for each letter and digit of a scene the text it belongs to, its place in it, from 0, and its box."""
     found: list[tuple[str, int, Box]] = []
     for sign in scene.signs:
         left, top, right, bottom = _text_box(sign, 1.0)
         places = _letter_places(sign, left, 1.0)
-        for order, (character, start, end) in enumerate(zip(sign.text, places, [*places[1:], right], strict=True)):
-            found.append((character, order, (start, top, end, bottom)))
+        for order, (start, end) in enumerate(zip(places, [*places[1:], right], strict=True)):
+            found.append((sign.text, order, (start, top, end, bottom)))
     for bar in scene.chart.bars if scene.chart is not None else ():
         assert scene.chart is not None
-        character, size = str(bar.value), scene.chart.digit_size
-        half = text_width(character, scene.chart.font, size) / 2
+        digit, size = str(bar.value), scene.chart.digit_size
+        half = text_width(digit, scene.chart.font, size) / 2
         centre, bottom = bar.left + (bar.width - 1) / 2, scene.chart.ground - bar.value * scene.chart.unit - 2
-        found.append((character, 0, (centre - half, bottom - CAPITAL_HEIGHT * size, centre + half, bottom)))
+        found.append((digit, 0, (centre - half, bottom - CAPITAL_HEIGHT * size, centre + half, bottom)))
     return found
 
 
 def _letter_owners(scene: Scene, patch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which letter owns each patch [P], and character and order of each letter [letters + 1, 2]."""
+    """Return which letter owns each patch [P], and the facts of each letter [letters + 1, facts]."""
     owners = np.zeros((CANVAS, CANVAS), np.uint8)
-    letters = [(0, 0)]
-    for character, order, (left, top, right, bottom) in letter_boxes(scene):
+    letters = [(0,) * (3 + MAX_LETTERS)]
+    for text, order, (left, top, right, bottom) in letter_boxes(scene):
         owners[max(round(top), 0) : round(bottom) + 1, max(round(left), 0) : round(right)] = len(letters)
-        letters.append((1 + CHARACTERS.index(character), 1 + min(order, 3)))
+        spelling = [1 + CHARACTERS.index(character) for character in text]
+        word = 1 + WORDS.index(text.lower()) if text.lower() in WORDS else 0
+        letters.append((spelling[order], 1 + order, word, *spelling, *[0] * (MAX_LETTERS - len(text))))
     return _largest(owners, patch, len(letters) - 1), np.asarray(letters, np.int64)
 
 
