@@ -118,7 +118,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
         language_steps=4000,
         alignment_steps=1500,
         stage_1_steps=100,
-        stage_2_steps=10000,
+        stage_2_steps=8000,
     )
     if minutes is None:
         return full
