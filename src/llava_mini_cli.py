@@ -230,7 +230,8 @@ class Evaluate(_Loading):
     answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write each question with its answer into this file, one JSON object a line."""
     write_card: Annotated[bool, _OPTIONAL] = False
-    """Write the scores into the model's folder: scores.json, and the table of its README.md."""
+    """Write the scores into the model's folder: scores.json, and the table of its README.md. Needs the test split and
+    no fewer questions than by default."""
 
     def run(self) -> None:
         """Ask and count."""

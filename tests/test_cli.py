@@ -15,6 +15,7 @@ from tests.tiny_engine import picture, save_tiny
 
 COMMANDS = ("ask", "chat", "convert", "export", "data", "train", "evaluate", "info")
 SOURCE = Path(llava_mini_cli.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,25 @@ def test_wrong_flags_end_with_2_and_a_message(arguments, capsys):
     assert end.value.code == 2
     assert told.out == ""
     assert told.err
+
+
+@pytest.mark.parametrize(("scores", "code"), [("{'all': 0.9}", 0), ("{}", 3)])
+def test_make_train_gpu_needs_no_venv_and_tells_whether_there_is_more_to_do(tmp_path, scores, code):
+    stub = tmp_path / "python.py"  # runs the program of the Makefile with a recipe and hardware that do nothing
+    stub.write_text(
+        "import sys, types\n"
+        "tiny, devices = types.ModuleType('tiny'), types.ModuleType('devices')\n"
+        f"tiny.train_tiny = lambda folder, slice_minutes, hardware: print(folder, hardware) or {scores}\n"
+        "devices.choose_hardware = lambda device: device\n"
+        "sys.modules |= {'llava_mini.recipes.tiny': tiny, 'llava_mini.training.devices': devices}\n"
+        "sys.modules |= {name: tiny for name in ('llava_mini', 'llava_mini.recipes', 'llava_mini.training')}\n"
+        "exec(sys.argv[2])\n"
+    )
+    make = ["make", "train-gpu", f"PYTHON={sys.executable} {stub}", "OUT=here"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    assert "here cuda" in done.stdout.splitlines()
+    assert done.returncode == (2 if code else 0)  # make has no other code for a command that fails
+    assert ("Error 3" in done.stderr) == (code == 3)
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(talkative):

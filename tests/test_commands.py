@@ -1,5 +1,6 @@
 """What commands print, and the one sentence that they end with when the input is bad."""
 
+import errno
 import io
 import json
 import sys
@@ -13,14 +14,20 @@ import pytest
 import llava_mini_cli
 from llava_mini import commands
 from llava_mini.config import PRESETS, preset
+from llava_mini.data.records import Turn
+from llava_mini.data.synthetic.export import Exported
 from llava_mini.evaluation import card
+from llava_mini.evaluation.bench import Bench
 from llava_mini.evaluation.card import read_scores
-from llava_mini.evaluation.exact_match import CAPTION_KINDS, Score
+from llava_mini.evaluation.exact_match import CAPTION_KINDS, Mark, Score
 from llava_mini.inference import devices
 from llava_mini.inference.memory import meta_model
 from llava_mini.recipes import tiny
 from llava_mini.training.devices import Hardware
 from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
+
+TURN = Turn(question="?", answer="red", kind="colour", form="colour of a shape")
+MARKS = [Mark(turn=TURN, index=0, answer="red", guess="blue")]
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +260,8 @@ def test_train_runs_the_recipe_and_names_the_finished_model(monkeypatch, capsys,
     assert capsys.readouterr().out == (f"{folder}/model\n" if finished else "")
 
 
-def test_evaluate_prints_a_table_then_json_and_writes_answers_and_card(tmp_path, capsys):
+def test_evaluate_prints_a_table_then_json_and_writes_answers_and_card(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Bench, "questions", 1)  # what a card needs
     model = save_tiny(tmp_path / "model")
     (model / "README.md").write_text(f"A model.\n{card.BEGIN}\n{card.END}\n")
     flags = ("--model", model, "--questions", 1, "--forms", "--json", "--answers", tmp_path / "new" / "answers.jsonl")
@@ -268,6 +276,51 @@ def test_evaluate_prints_a_table_then_json_and_writes_answers_and_card(tmp_path,
     answers = [json.loads(line) for line in (tmp_path / "new" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == facts["scores"]["all"]["questions"] + len(CAPTION_KINDS)
     assert "| colour | .00 |" in (model / "README.md").read_text()
+
+
+def test_evaluate_digests_no_weights_when_nothing_tells_them(folder, capsys, monkeypatch):
+    monkeypatch.setattr(card, "weights_digest", None)
+    monkeypatch.setattr("llava_mini.evaluation.bench.run_bench", lambda *_, **__: MARKS)
+    assert run("evaluate", "tiny", "--model", folder, "--questions", 1) == 0
+    assert "colour" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--answers", "."], "'.' is a folder. Give the name of a file."),
+        (["--answers", "notes.txt/answers.jsonl"], "lies in a file, not in a folder"),
+        (["--answers", "notes.txt/far/answers.jsonl"], "lies in a file, not in a folder"),
+        (["--answers", "answers.jsonl"], "'answers.jsonl' cannot be written (disk full)"),
+        (["--write-card"], "scores.json' cannot be written (disk full)"),
+        (["--write-card", "--split", "validation"], "A card needs the test split with at least 100 questions"),
+        (["--write-card", "--questions", 99], "but 99 of the test split were asked for"),
+    ],
+)
+def test_what_evaluate_cannot_write_is_told_before_a_model_is_loaded(
+    folder, files, capsys, monkeypatch, flags, sentence
+):
+    def fail(**_):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(commands.Engine, "load", None)
+    monkeypatch.setattr(commands.tempfile, "TemporaryFile", fail)
+    before = sorted(files.iterdir())
+    assert run("evaluate", "tiny", "--model", folder, *flags) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("llava-mini: ")
+    assert sentence in told
+    assert told.count("\n") == 1
+    assert sorted(files.iterdir()) == before
+
+
+def test_images_drawn_faster_than_the_clock_ticks_have_no_rate(tmp_path, monkeypatch, capsys):
+    made = Exported(
+        folder=tmp_path, num_questions=3, drawn={"image": 1}, seconds=0.1, draw_milliseconds=0.0, processes=1
+    )
+    monkeypatch.setattr("llava_mini.data.synthetic.export.export_world", lambda *_, **__: made)
+    assert run("data", "synth", tmp_path, "--images", 1, "--clips", 0) == 0
+    assert "1 files drawn and written" in capsys.readouterr().out
 
 
 def test_a_destination_that_exists_is_refused(folder, tmp_path, capsys):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -169,7 +170,7 @@ def synth(
         return
     work = "1 process" if made.processes == 1 else f"{made.processes} processes"
     print(f"{drawn} files drawn and written in {made.seconds:.1f} s by {work}: {drawn / made.seconds:.0f} per second.")
-    if made.drawn.get("image"):
+    if made.draw_milliseconds:  # 0 without images, and by a clock too coarse for the few there are
         print(f"One core makes {1000 / made.draw_milliseconds:.0f} images with questions per second, files aside.")
 
 
@@ -209,7 +210,11 @@ def evaluate_tiny(
     answers: Path | None,
     write_card: bool,
 ) -> None:
-    """Score a model on the bench of the drawn world; as in ``evaluation.bench``."""
+    """Score a model on the bench of the drawn world; as in ``evaluation.bench``.
+
+    Raises:
+        ValueError: what is to be written cannot be, or a card is asked for with too few questions.
+    """
     from llava_mini.evaluation import card
     from llava_mini.evaluation.bench import Bench, run_bench
     from llava_mini.evaluation.environment import environment
@@ -217,7 +222,17 @@ def evaluate_tiny(
     from llava_mini.recipes.tiny import tiny_settings
 
     bench = Bench(world=tiny_settings().world, split=split, questions=questions)
-    engine, folder = loading.engine(), locate(loading.model)
+    if write_card and (split != Bench.split or questions < Bench.questions):
+        raise ValueError(
+            f"A card needs the {Bench.split} split with at least {Bench.questions} questions of each kind, but "
+            f"{questions} of the {split} split were asked for. Leave out --write-card, or --split and --questions."
+        )
+    folder = locate(loading.model)
+    if answers is not None:
+        _check_writable(answers)
+    for path in card.card_files(folder) if write_card else ():
+        _check_writable(path)
+    engine = loading.engine()
     start, start_work = time.perf_counter(), time.process_time()
     with tqdm(total=bench.total, desc="asking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
         marks = run_bench(engine.model, engine.processor, bench, progress=bar.update)
@@ -227,6 +242,10 @@ def evaluate_tiny(
         print(f"\n{score_table(form_scores(marks))}")
     took = f"{seconds:.0f} seconds ({work:.0f} of processor time)"
     print(f"\n{loading.model}, {split} split: {len(marks)} questions in {took}")
+    if answers is not None:
+        answers.write_text("".join(json.dumps(one.facts()) + "\n" for one in marks), encoding="utf-8")
+    if not (as_json or write_card):
+        return
     facts = card.card_facts(
         bench,
         marks,
@@ -237,9 +256,6 @@ def evaluate_tiny(
     )
     if as_json:
         print(json.dumps({"model": loading.model, **{name: fact for name, fact in facts.items() if name != "marks"}}))
-    if answers is not None:
-        answers.parent.mkdir(parents=True, exist_ok=True)
-        answers.write_text("".join(json.dumps(one.facts()) + "\n" for one in marks), encoding="utf-8")
     if write_card:
         card.write_card(folder, facts)
 
@@ -280,6 +296,28 @@ def _config_of(model: str) -> LlavaMiniConfig:
         return read_config(model)
     except ValueError as error:
         raise ValueError(f"{error} The presets are: {', '.join(PRESETS)}.") from error
+
+
+def _check_writable(path: Path) -> None:
+    """Make the folder of a file, and see that the file can be written, before the work for it is done.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder. Give the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{str(path)!r} lies in a file, not in a folder. Give a file in a folder.") from error
+    except OSError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be written ({error.strerror}). Give a file in a folder that can be written to."
+        ) from error
 
 
 def _scaled(number: int, unit: str) -> str:

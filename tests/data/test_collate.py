@@ -59,27 +59,35 @@ def test_nouns_in_answers_do_not_count():
     assert len(collator()([Record(turns=(turn,), image=IMAGE.image)]).nouns.prompts) == 0
 
 
+def test_a_name_within_a_longer_one_is_not_a_name():
+    circle = Noun(phrase="circle")
+    other = replace(ABSENT, question="Is there a circle?", nouns=(circle,))
+    nouns = collator()([replace(IMAGE, turns=(WHERE, other))]).nouns
+    assert nouns.present.tolist() == [1, 0]
+
+
 def test_each_frame_of_a_clip_is_paired_with_each_name_once():
     batch = collator()([IMAGE, replace(CLIP, turns=(WHERE, ABSENT))], separate=True)
     things = batch.frame_things
     assert things.prompts.tolist() == [2, 2, 2]
     assert things.present.tolist() == [1, 0, 1]
-    assert (batch.inputs.input_ids[things.prompts, things.tokens] == CONFIG.image_token_id).all()
+    assert things.tokens.shape == (3, 1)
+    assert (batch.inputs.input_ids[things.prompts[:, None], things.tokens] == CONFIG.image_token_id).all()
     torch.testing.assert_close(things.places, torch.tensor([[0.1, 0.5], [0.0, 0.0], [0.9, 0.5]]))
     assert TOKENIZER.decode(things.names[0]) == " red circle"
 
 
-def test_the_course_of_a_thing_goes_to_each_mention_in_a_question_about_a_clip():
+def test_the_trajectory_of_a_thing_goes_to_each_mention_in_a_question_about_a_clip():
     which = Turn(question="Is the red circle left of the red circle?", answer="the red circle", kind="k", form="f")
     batch = collator()([IMAGE, replace(CLIP, turns=(which, ABSENT))], separate=True)
     nouns = batch.clip_nouns
     assert nouns.prompts.tolist() == [2, 2]
     ends = [TOKENIZER.decode(batch.inputs.input_ids[2, token - 1 : token + 1]) for token in nouns.tokens]
     assert ends == [" red circle"] * 2
-    torch.testing.assert_close(nouns.courses, torch.tensor([[0.1, 0.5, 0.9, 0.5, 0.0, 1.0]] * 2))
+    torch.testing.assert_close(nouns.trajectories, torch.tensor([[0.1, 0.5, 0.9, 0.5, 0.0, 1.0]] * 2))
     late = Noun(phrase="red circle", path=(None, (0.2, 0.3), (0.2, 0.3)))
-    courses = collator()([replace(CLIP, things=(late,))]).clip_nouns.courses
-    torch.testing.assert_close(courses, torch.tensor([[0.2, 0.3, 0.2, 0.3, 0.5, 1.0]]))
+    trajectories = collator()([replace(CLIP, things=(late,))]).clip_nouns.trajectories
+    torch.testing.assert_close(trajectories, torch.tensor([[0.2, 0.3, 0.2, 0.3, 0.5, 1.0]]))
 
 
 def test_separate_turns_share_the_frames_of_their_record():

@@ -1,4 +1,6 @@
-"""The embedded model meets pictures and questions unlike its world."""
+"""The embedded model meets pictures and questions unlike its world: it answers, and the answer ends by itself."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +57,9 @@ PICTURES = {
     "like a photograph": landscape(),
 }
 
+PICTURE = Image.open(Path(__file__).parents[2] / "examples" / "media" / "picture.png").convert("RGB")
+"""One of its world."""
+
 
 @pytest.fixture(scope="module")
 def engine():
@@ -63,17 +68,20 @@ def engine():
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_unlike_the_world_is_answered(engine, name):
+def test_a_picture_unlike_the_world_is_answered_and_the_answer_ends(engine, name):
     for question in (*QUESTIONS, *UNHEARD):
         answer = engine.ask(question, [PICTURES[name]], max_tokens=ROOM)
-        assert 1 <= answer.stats.answer_tokens <= ROOM
+        assert answer.text.strip(), question
+        assert answer.stats.finish_reason == "stop", f"{question} {answer.text}"
 
 
-def test_a_clip_unlike_the_world_is_answered(engine):
+def test_a_clip_unlike_the_world_is_answered_and_the_answer_ends(engine):
     for frames in ([noise(32, 48)], [PICTURES["black"], PICTURES["white"]] * 6, [landscape()] * 30):
         for question in ("What moves?", "What happens?", "How many things appear?"):
             answer = engine.ask(question, [iter(frames)], max_tokens=ROOM)
             assert answer.stats.frames == len(frames)
+            assert answer.text.strip()
+            assert answer.stats.finish_reason == "stop", f"{question} {answer.text}"
 
 
 def test_odd_questions_are_answered_and_the_answer_ends(engine):
@@ -91,3 +99,9 @@ def test_a_question_longer_than_the_context_is_refused_with_both_lengths(engine)
 def test_an_empty_picture_holds_nothing_that_is_asked_for(engine):
     answer = engine.ask("Is there a red circle?", [PICTURES["black"]], max_tokens=ROOM)
     assert answer.text.strip() == "no"
+
+
+@pytest.mark.parametrize("picture", [PICTURE, PICTURES["noise"]], ids=["of its world", "noise"])
+def test_what_no_picture_tells_is_said_to_be_so(engine, picture):
+    for question in UNHEARD:
+        assert engine.ask(question, [picture], max_tokens=ROOM).text.strip() == "I can't tell", question

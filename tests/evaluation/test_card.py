@@ -1,12 +1,24 @@
+import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from llava_mini.data.records import Turn
 from llava_mini.data.synthetic.world import WorldSettings
 from llava_mini.evaluation.bench import Bench
-from llava_mini.evaluation.card import BEGIN, END, card_facts, card_table, read_scores, with_table, write_card
+from llava_mini.evaluation.card import (
+    BEGIN,
+    END,
+    card_facts,
+    card_files,
+    card_table,
+    read_scores,
+    weights_digest,
+    with_table,
+    write_card,
+)
 from llava_mini.evaluation.exact_match import Mark
 
 BENCH = Bench(world=WorldSettings(image_kinds={"colour": 1.0, "caption": 1.0}), questions=3)
@@ -48,6 +60,28 @@ def test_other_weights_or_questions_have_another_digest(facts, tmp_path):
     )
     assert other["weights_sha256"] != facts["weights_sha256"]
     assert other["questions_sha256"] != facts["questions_sha256"]
+
+
+def test_the_digest_is_that_of_all_bytes_and_no_file_is_held_in_memory(tmp_path, monkeypatch):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode() * 3_000_000)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    expected = hashlib.sha256(b"a" * 3_000_000 + b"b" * 3_000_000).hexdigest()
+    assert weights_digest(tmp_path) == expected[:16]
+
+
+def test_the_files_of_a_card_are_those_that_are_written(facts, tmp_path):
+    assert card_files(tmp_path) == [tmp_path / "scores.json"]
+    page = tmp_path / "README.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    files = card_files(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    write_card(tmp_path, facts)
+    assert sorted(files) == sorted(path for path in tmp_path.iterdir() if path not in before or path == page)
+    page.write_text(BEGIN)
+    with pytest.raises(ValueError, match="one of the marks"):
+        card_files(tmp_path)
 
 
 def test_a_card_is_a_file_of_scores_and_a_table_between_two_marks(facts, tmp_path):

@@ -1,11 +1,13 @@
 """A run of two small phases, in this process and in one that is killed."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torch import nn
 import llava_mini
 from llava_mini.evaluation.exact_match import Score
 from llava_mini.recipes.run import Phase, Run
+from llava_mini.training import checkpoints
 from llava_mini.training.run_log import read_log
 from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import Losses, PhaseSettings, load_weights, progress_of
@@ -156,9 +159,78 @@ def test_slices_add_up_to_the_whole_run(tmp_path, capsys):
     assert measured(tmp_path / "whole") == measured(tmp_path / "parts")
 
 
-def test_a_slice_needs_some_time(tmp_path):
-    with pytest.raises(ValueError, match="positive number of minutes"):
-        line_run(tmp_path).execute(slice_minutes=0)
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_slice_needs_some_time_and_an_end(tmp_path, minutes):
+    with pytest.raises(ValueError, match=f"positive number of minutes, got {minutes}"):
+        line_run(tmp_path).execute(slice_minutes=minutes)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "file/far/below"])
+def test_a_file_is_no_folder_for_a_run(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"{name}' is a file, or lies in one. Give the name of a folder"):
+        line_run(tmp_path / name).execute()
+
+
+@pytest.mark.parametrize("text", ["", '{"recipe": "li', "[1]", "\xff"])
+def test_a_damaged_record_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"run\.json is damaged.* Restore it, or give another folder"):
+        line_run(tmp_path).execute()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [text.encode("latin-1")]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "photos/one.png", "one/checkpoint.safetensors"])
+def test_a_folder_with_files_of_something_else_is_left_alone(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"is not empty and holds no run\.json"):
+        line_run(tmp_path).execute()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+def test_what_a_killed_start_left_is_no_obstacle(tmp_path):
+    for name in (".run.json.draft", "tokenizer.json", ".tokenizer.json.draft"):
+        (tmp_path / name).touch()
+    (tmp_path / "one").mkdir()
+    assert line_run(tmp_path).execute() == {"all": SCORE}
+
+
+def test_the_record_is_read_when_no_other_start_can_add_to_it(tmp_path, monkeypatch):
+    line_run(tmp_path).execute()
+
+    @contextmanager
+    def held_after_another_start(folder):
+        with checkpoints.held(folder):
+            facts = record(tmp_path)
+            facts["starts"].append({"started": "meanwhile"})
+            (tmp_path / "run.json").write_text(json.dumps(facts))
+            yield
+
+    monkeypatch.setattr("llava_mini.recipes.run.held", held_after_another_start)
+    line_run(tmp_path).execute()
+    starts = [start["started"] for start in record(tmp_path)["starts"]]
+    assert len(starts) == 3
+    assert starts[1] == "meanwhile"
+
+
+def test_curves_that_cannot_be_written_do_not_end_a_run(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("llava_mini.recipes.run.draw_curves", fail)
+    assert line_run(tmp_path).execute()
+    assert "warning: No curves.png. disk full" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    line_run(tmp_path).execute()
+    path = tmp_path / "two" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"two/checkpoint\.safetensors is damaged"):
+        line_run(tmp_path).execute()
+    path.unlink()
+    assert line_run(tmp_path).execute()
 
 
 def test_without_matplotlib_a_run_ends_well_with_a_warning(tmp_path, monkeypatch, capsys):
@@ -186,7 +258,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_at_once_and_says_how_to_go_on(tmp_path, number, code):
     process = child(tmp_path, 1000, 0.02)
-    wait_for_step(tmp_path / "one", 3)
+    wait_for_step(tmp_path / "one", 6)
     process.send_signal(number)
     told = process.communicate(timeout=60)[1]
     assert process.returncode == code
@@ -194,4 +266,5 @@ def test_a_signal_ends_a_run_at_once_and_says_how_to_go_on(tmp_path, number, cod
     assert "Start the same command again to go on." in told
     step, seconds = progress_of(tmp_path / "one")
     assert record(tmp_path)["seconds"] == {"one": round(seconds, 1)}
-    assert 3 <= step < 1000
+    assert 6 <= step < 1000
+    assert (tmp_path / "curves.png").exists() == bool(importlib.util.find_spec("matplotlib"))

@@ -1,11 +1,16 @@
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import llava_mini
-from llava_mini.recipes.tiny import tiny, tiny_settings, train_tiny
+from llava_mini.data.synthetic.world import IMAGE_KINDS
+from llava_mini.recipes import tiny as recipe
+from llava_mini.recipes.tiny import FULL_MINUTES, tiny, tiny_settings, train_tiny
 from llava_mini.training.run_log import read_log
+from llava_mini.training.trainer import load_weights
 
 
 def test_a_smoke_run_passes_through_all_phases_and_beats_the_blind_guess(tmp_path):
@@ -23,6 +28,12 @@ def test_a_smoke_run_passes_through_all_phases_and_beats_the_blind_guess(tmp_pat
     assert model.dtype == torch.bfloat16
     assert not any("thing_heads" in name for name in model.state_dict())
 
+    phases = {phase.settings.name: phase for phase in tiny(output_dir=tmp_path, smoke=True).phases}
+    encoder, start = phases["vision"].build().module, phases["stage-2"].build().module
+    load_weights(encoder, tmp_path / "vision")
+    for part, trained in ((start.model.reducer, encoder.reducer), (start.model.vision_tower, encoder.tower)):
+        assert all(torch.equal(value, trained.state_dict()[name]) for name, value in part.state_dict().items())
+
     finished = (tmp_path / "log.jsonl").read_text()
     assert train_tiny(tmp_path, smoke=True)["all"] == scores["all"]
     assert (tmp_path / "log.jsonl").read_text() == finished
@@ -38,6 +49,31 @@ def test_every_phase_has_a_purpose_and_rules_for_every_parameter(tmp_path):
         assert max(rates) > 0
 
 
+def test_stage_2_asks_little_about_each_clip_and_describes_in_conversations_only():
+    settings = tiny_settings()
+    late = settings.stage_2_steps // 8 * 4
+    records = [record for step in range(late + 1, late + 4) for record in recipe._stage_2_records(settings, step)]
+    clips = [record for record in records if record.video]
+    assert clips
+    assert max(len(record.turns) for record in clips) == settings.clip_turns
+    assert max(len(record.turns) for record in records if not record.video) > settings.clip_turns
+    assert not any(turn.kind.endswith("caption") for record in records for turn in record.turns)
+    talks = recipe._stage_2_records(settings, late)
+    assert any(turn.kind.endswith("caption") for record in talks for turn in record.turns)
+    assert not any(record.video for record in recipe._stage_2_records(settings, 1))
+
+
+def test_kinds_are_asked_as_often_as_their_emphasis_says():
+    settings = replace(tiny_settings(), clip_start=1.0)
+    only = replace(settings, emphasis={kind: float(kind == "size") for kind in IMAGE_KINDS})
+    kinds = {turn.kind for step in (1, 2) for record in recipe._stage_2_records(only, step) for turn in record.turns}
+    assert kinds == {"size"}
+    with pytest.raises(ValueError, match="there are not: colours"):
+        replace(settings, emphasis={"colours": 2.0})
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        replace(settings, clip_turns=0)
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"recipe": "other"}')
     with pytest.raises(ValueError, match="other settings"):
@@ -47,10 +83,11 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
 
 
 def test_minutes_scale_the_steps_of_every_phase():
-    full, half = tiny_settings(), tiny_settings(minutes=45)
-    assert 0.4 < half.stage_2_steps / full.stage_2_steps < 0.8
-    assert half.vision_steps < full.vision_steps
-    with pytest.raises(ValueError, match="positive number of minutes"):
-        tiny_settings(minutes=0)
+    full, half = tiny_settings(), tiny_settings(minutes=FULL_MINUTES / 2)
+    assert half.stage_2_steps == full.stage_2_steps // 2
+    assert half.vision_steps == full.vision_steps // 2
+    for wrong in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="positive number of minutes"):
+            tiny_settings(minutes=wrong)
     with pytest.raises(ValueError, match="fixed length"):
         tiny_settings(smoke=True, minutes=5)

@@ -49,6 +49,23 @@ def test_another_safetensors_file_is_refused(tmp_path):
         read_checkpoint(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize("read", [read_facts, read_checkpoint])
+@pytest.mark.parametrize("num_bytes", [0, 4, 40, -7])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, read, num_bytes):
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, {"a": torch.ones(50)}, {"step": 1})
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged .* start that phase anew, or restore it"):
+        read(path)
+
+
+def test_facts_that_are_no_json_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"facts": "three"})
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is a safetensors file but no checkpoint of a run"):
+        read_facts(path)
+
+
 def test_a_draft_takes_the_place_of_a_file_only_when_it_is_complete(tmp_path):
     path = tmp_path / "run.json"
     path.write_text("old")

@@ -42,13 +42,13 @@ class NounTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipNouns:
-    """Where questions about clips name things, and the course of those things. N names."""
+    """Where questions about clips name things, and the trajectory of those things. N names."""
 
     prompts: Tensor
     """[N] int64: which prompt."""
     tokens: Tensor
     """[N] int64: the last token of the name."""
-    courses: Tensor
+    trajectories: Tensor
     """[N, 6] float32, each from 0 to 1: x and y where the thing is first seen, x and y where it is last seen, and the
     first and the last frame that show it, as shares of the way from the first frame of the clip to its last."""
 
@@ -60,7 +60,7 @@ class FrameThings:
     prompts: Tensor
     """[M] int64: which prompt."""
     tokens: Tensor
-    """[M] int64: the first token of the frame."""
+    """[M, Q] int64: the tokens of the frame."""
     names: Tensor
     """[M, 2] int64: ids of the two words that name a thing."""
     present: Tensor
@@ -154,6 +154,8 @@ class Collator:
             row = asked[prompt].tolist()
             for noun in nouns.values():
                 found += [(prompt, token, noun) for token in self._ends_of(noun, row)]
+        longest = {(prompt, token): noun for prompt, token, noun in sorted(found, key=lambda one: len(one[2].phrase))}
+        found = [(prompt, token, noun) for prompt, token, noun in found if longest[prompt, token] is noun]
         nouns = [noun for _, _, noun in found]
         return NounTokens(
             prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
@@ -172,28 +174,28 @@ class Collator:
         for prompt, record in enumerate(records):
             row = asked[prompt].tolist()
             for noun in record.things if record.video else ():
-                found += [(prompt, token, _course(noun)) for token in self._ends_of(noun, row)]
+                found += [(prompt, token, _trajectory(noun)) for token in self._ends_of(noun, row)]
         return ClipNouns(
             prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
             tokens=torch.tensor([token for _, token, _ in found], dtype=torch.long),
-            courses=torch.tensor([course for _, _, course in found], dtype=torch.float32).view(-1, 6),
+            trajectories=torch.tensor([trajectory for _, _, trajectory in found], dtype=torch.float32).view(-1, 6),
         )
 
     def _frame_things(self, records: Sequence[Record], ids: Tensor, repeats: Sequence[int]) -> FrameThings:
         """Pair each frame with the names of things in its record, in the first of the prompts that share it."""
-        found: list[tuple[int, int, list[int], tuple[float, float] | None]] = []
+        found: list[tuple[int, list[int], list[int], tuple[float, float] | None]] = []
         prompt = 0
         for repeat in repeats:
             record = records[prompt]
-            frames = (ids[prompt] == self.image_token_id).nonzero().flatten()[:: self.tokens_per_frame].tolist()
+            frames = (ids[prompt] == self.image_token_id).nonzero().view(-1, self.tokens_per_frame).tolist()
             for noun in record.things if frames and len(record.things) <= MAX_NAMES else ():
                 name = self._ids_of(noun)[-2:]
-                found += [(prompt, token, name, place) for token, place in zip(frames, noun.path, strict=True)]
+                found += [(prompt, tokens, name, place) for tokens, place in zip(frames, noun.path, strict=True)]
             prompt += repeat
         places = [place for _, _, _, place in found]
         return FrameThings(
             prompts=torch.tensor([prompt for prompt, _, _, _ in found], dtype=torch.long),
-            tokens=torch.tensor([token for _, token, _, _ in found], dtype=torch.long),
+            tokens=torch.tensor([tokens for _, tokens, _, _ in found]).long().view(-1, self.tokens_per_frame),
             names=torch.tensor([name for _, _, name, _ in found], dtype=torch.long).view(-1, 2),
             present=torch.tensor([int(place is not None) for place in places], dtype=torch.long),
             places=torch.tensor([place or (0.0, 0.0) for place in places], dtype=torch.float32).view(-1, 2),
@@ -208,7 +210,7 @@ class Collator:
         return self.processor.tokenizer.encode(f" {noun.phrase}", add_special_tokens=False)
 
 
-def _course(noun: Noun) -> tuple[float, ...]:
+def _trajectory(noun: Noun) -> tuple[float, ...]:
     """Return where and when a thing of a clip is first and last seen: see ``ClipNouns``."""
     seen = [(number, place) for number, place in enumerate(noun.path) if place is not None]
     (first, start), (last, end) = seen[0], seen[-1]

@@ -30,7 +30,7 @@ class Turn:
     form: str
     """The pattern of the question with the names of things left out: all that a blind guess may go by."""
     choices: tuple[str, ...] = ()
-    """Answers that the question itself names, in its order."""
+    """Answers that can be made of the words of the question alone, in their order there."""
     nouns: tuple[Noun, ...] = ()
     """Things that the question names."""
     case: str = ""

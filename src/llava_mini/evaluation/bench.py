@@ -26,7 +26,7 @@ class Bench:
     """Which questions are asked."""
 
     world: WorldSettings
-    """What pictures and clips hold, and how often each kind of question is asked in training."""
+    """What pictures and clips hold, and how often the world asks each kind of question."""
     split: Split = "test"
     questions: int = 100
     """Of each kind about images; half as many of each kind about clips, which take several times as long."""

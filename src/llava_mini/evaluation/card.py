@@ -60,6 +60,19 @@ def marks_by_kind(marks: Sequence[Mark]) -> dict[str, str]:
     return found
 
 
+def card_files(folder: Path) -> list[Path]:
+    """Return the files that ``write_card`` writes.
+
+    Raises:
+        ValueError: As ``write_card``.
+    """
+    page = folder / "README.md"
+    if not page.exists():
+        return [folder / SCORES]
+    with_table(page.read_text(encoding="utf-8"), "", where=str(page))
+    return [page, folder / SCORES]
+
+
 def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write ``scores.json`` into a model's folder, and the table into its ``README.md`` if that has a place for it.
 
@@ -134,7 +147,8 @@ def weights_digest(folder: Path) -> str:
     """Return a short text that changes when the weights in a folder do."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()[:16]
 
 

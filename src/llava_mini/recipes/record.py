@@ -13,6 +13,9 @@ from llava_mini.evaluation.environment import environment
 from llava_mini.training.checkpoints import write_text
 from llava_mini.training.devices import Hardware
 
+LEFT_BY_A_KILL = (".run.json.draft", "tokenizer.json", ".tokenizer.json.draft")
+"""Files that may lie in a folder without a record, besides empty folders: a start that was killed can leave them."""
+
 
 class RunRecord:
     """What ``run.json`` holds. It is written whole after every change.
@@ -31,16 +34,22 @@ class RunRecord:
             resume: Whether there may be a record already.
 
         Raises:
-            ValueError: If there is one and may not be, or it is of another recipe or other settings.
+            ValueError: If there is one and may not be, or it cannot be read, or it is of another recipe or other
+                settings; or if there is none, and the folder holds files of something else.
         """
         self.path = path
         same = json.loads(json.dumps({"recipe": recipe, "settings": settings}))  # as they come back from a file
         self.facts: dict[str, Any] = {**same, "started": _now(), "finished": "", "seconds": {}, "starts": []}
         if not path.exists():
+            if any(_is_foreign(other) for other in path.parent.iterdir()):
+                raise ValueError(
+                    f"{str(path.parent)!r} is not empty and holds no {path.name}, so its files are not of a run. Give "
+                    "a new folder."
+                )
             return
         if not resume:
             raise ValueError(f"{path.parent} already holds a run. Give an empty folder, or resume it.")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read(path)
         if {name: found.get(name) for name in same} != same:
             raise ValueError(
                 f"{path.parent} holds a run with other settings (see run.json there{_difference(found, same)}). "
@@ -72,6 +81,23 @@ class RunRecord:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_foreign(path: Path) -> bool:
+    is_empty_folder = path.is_dir() and not any(path.iterdir())
+    return path.name not in LEFT_BY_A_KILL and not is_empty_folder
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} is damaged: it is not the JSON that a run writes. Restore it, or give another folder."
+        )
+    return found
 
 
 def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

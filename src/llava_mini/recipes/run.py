@@ -81,17 +81,23 @@ class Run:
             Scores by kind of question; empty if the slice ended before the run did.
 
         Raises:
-            ValueError: If the folder holds another run, or any run when ``resume`` is off, or another process trains
-                there, or a loss is not finite.
+            ValueError: If the folder holds another run or files of something else, or any run when ``resume`` is off,
+                or another process trains there, or a loss is not finite.
             KeyboardInterrupt: After Ctrl-C. What was learned is kept; the same holds for SIGTERM.
             SystemExit: After SIGTERM, with code 143.
         """
-        if slice_minutes is not None and slice_minutes <= 0:
-            raise ValueError(f"A slice needs a positive number of minutes, got {slice_minutes}.")
+        if slice_minutes is not None and not 0 < slice_minutes < math.inf:
+            raise ValueError(
+                f"A slice needs a positive number of minutes, got {slice_minutes}. Leave it out to run to the end."
+            )
         hardware = hardware or Hardware()
         hardware.prepare()
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        record = RunRecord(self.output_dir / "run.json", self.name, self.settings, resume=resume)
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{str(self.output_dir)!r} is a file, or lies in one. Give the name of a folder."
+            ) from error
         work = [
             Work(name=phase.settings.name, num_steps=phase.settings.num_steps, step_cost=phase.step_cost)
             for phase in self.phases
@@ -99,14 +105,17 @@ class Run:
         log = RunLog(self.output_dir, phases=work)
         seconds = math.inf if slice_minutes is None else 60 * slice_minutes
         with held(self.output_dir), Interruption(seconds) as interruption:
+            record = RunRecord(self.output_dir / "run.json", self.name, self.settings, resume=resume)
             record.start(hardware, self.dtype)
             try:
-                return self._execute(record, log, hardware, interruption)
+                try:
+                    return self._execute(record, log, hardware, interruption)
+                finally:
+                    self._note_progress(record)
             except (KeyboardInterrupt, SystemExit):
                 log.say(f"Interrupted. {self._what_is_left(log)}")
+                self._draw(log)  # last: it takes a second, and whoever stops a run may not wait for it
                 raise
-            finally:
-                self._note_progress(record)
 
     def trained(self) -> Task:
         """Return the task of the finished last phase, ready to answer, on the CPU."""
@@ -172,7 +181,7 @@ class Run:
     def _draw(self, log: RunLog) -> None:
         try:
             draw_curves(read_log(log.path), self.output_dir / "curves.png")
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             log.warn(f"No curves.png. {error}")
 
     def _what_is_left(self, log: RunLog) -> str:

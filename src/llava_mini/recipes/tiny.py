@@ -1,6 +1,6 @@
 """From nothing to the embedded tiny model: a run of five phases on the drawn world.
 
-    vision     a CLIP encoder learns what each patch shows
+    vision     a CLIP encoder learns what each patch shows, and with the reducer what a whole picture shows
     language   a Llama-like model learns to answer questions about described scenes
     stage-1    the paper's: the projector alone, all patches, no pre-fusion, captions
     alignment  projected patches come to lie where their words lie
@@ -12,6 +12,7 @@ resumes from its own checkpoint, so a run that was killed goes on where it was w
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
@@ -25,10 +26,10 @@ from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.data.collate import Collator
 from llava_mini.data.records import Record
 from llava_mini.data.synthetic.scenes import WORDS, SceneSettings
-from llava_mini.data.synthetic.world import WorldSettings, world_item, world_record
+from llava_mini.data.synthetic.world import CLIP_KINDS, IMAGE_KINDS, WorldSettings, world_item, world_record
 from llava_mini.data.tokenizer import build_tokenizer, read_tokenizer, write_tokenizer
 from llava_mini.evaluation.bench import Bench, run_bench
-from llava_mini.evaluation.exact_match import Score, scores
+from llava_mini.evaluation.exact_match import CAPTION_KINDS, Score, scores
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.recipes.run import Phase, Run
@@ -40,9 +41,6 @@ from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import PhaseSettings, Task, load_weights
 from llava_mini.training.vision_pretraining import VisionPretraining
 
-THING_WEIGHT = 1.0
-"""Weight of the training-only losses on things in stage 2."""
-
 EMPHASIS = {
     **dict.fromkeys(("existence", "colour", "shape", "size", "absence", "clip colour", "clip absence"), 0.7),
     **dict.fromkeys(("relation", "attribute count", "text"), 1.5),
@@ -50,13 +48,10 @@ EMPHASIS = {
 }
 """What is learned late is asked more often than what is learned soon."""
 
-CONVERSATION_EVERY = 8
-"""One step of so many in stage 2 has conversations; in the others each question stands alone."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TinySettings:
-    """Everything that decides what comes out of a run."""
+    """What decides what comes out of a run, besides the code."""
 
     config: LlavaMiniConfig
     dtype: torch.dtype = torch.bfloat16
@@ -77,11 +72,15 @@ class TinySettings:
     vision_batch: int = 32
     language_batch: int = 24
     batch: int = 16
-    """Pictures of a step in the other phases."""
+    """Pictures of a step in the other phases; twice as many in alignment."""
     vision_rate: float = 2e-3
     language_rate: float = 1e-3
     rate: float = 1e-3
     """Of stage 2. Alignment and stage 1 use twice as much."""
+    thing_weight: float = 1.0
+    """Weight of the training-only losses on things in stage 2."""
+    conversation_every: int = 8
+    """One step of so many in stage 2 has conversations; in the others each question stands alone."""
     clip_start: float = 0.1
     """Share of stage 2 after which clips are asked about too."""
     clip_turns: int = 3
@@ -89,7 +88,18 @@ class TinySettings:
     emphasis: dict[str, float] = field(default_factory=lambda: dict(EMPHASIS))
     """How much more often stage 2 asks some kinds of questions than ``world`` says."""
     num_validation: int = 600
-    """Questions that are scored at the end."""
+    """About how many questions are scored at the end: as many of each kind about images, half as many about clips."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.emphasis) - {*IMAGE_KINDS, *CLIP_KINDS}
+        if unknown:
+            raise ValueError(
+                f"emphasis names kinds of questions that there are not: {', '.join(sorted(unknown))}. The kinds are "
+                f"{', '.join((*IMAGE_KINDS, *CLIP_KINDS))}."
+            )
+        least = min(self.clip_turns, self.conversation_every)
+        if least < 1:
+            raise ValueError(f"clip_turns and conversation_every must be at least 1, got {least}.")
 
 
 def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinySettings:
@@ -122,7 +132,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     )
     if minutes is None:
         return full
-    if minutes <= 0:
+    if not 0 < minutes < math.inf:
         raise ValueError(f"A run needs a positive number of minutes, got {minutes}.")
     names = ("vision_steps", "language_steps", "alignment_steps", "stage_1_steps", "stage_2_steps")
     return replace(full, **{name: max(round(getattr(full, name) * minutes / FULL_MINUTES), 1) for name in names})
@@ -178,10 +188,11 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         return replace(settings.world, clip_share=share)
 
     def vision() -> VisionPretraining:
+        reducer = _build(settings, settings.config.reducer).reducer
         torch.manual_seed(settings.seed)
         return VisionPretraining(
-            settings.config.vision,
-            _build(settings, settings.config.reducer).reducer,
+            settings.config,
+            reducer,
             num_steps=settings.vision_steps,
             batch_size=settings.vision_batch,
             dtype=settings.dtype,
@@ -201,20 +212,20 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
 
     def stage_1() -> InstructionTuning:
         model = _build(settings, "identity")
-        encoder, speaker = vision(), language()
+        encoder, words = vision(), language()
         load_weights(encoder.module, output_dir / "vision")
-        load_weights(speaker.module, output_dir / "language")
+        load_weights(words.module, output_dir / "language")
         model.vision_tower.load_state_dict(encoder.module.tower.state_dict())
-        model.language_model.load_state_dict(speaker.module.state_dict())
+        model.language_model.load_state_dict(words.module.state_dict())
         return _tuning(settings, model, tokenizer(), partial(_caption_records, settings), thing_weight=0.0)
 
     def alignment() -> Alignment:
-        before = stage_1().module
+        before = TunedModel(_build(settings, "identity"))
         load_weights(before, output_dir / "stage-1")
         return Alignment(before.model, tokenizer(), batch_size=2 * settings.batch, settings=settings.world.scene)
 
     def stage_2() -> InstructionTuning:
-        before, encoder = alignment().module, vision()
+        before, encoder = _build(settings, "identity"), vision()
         load_weights(before, output_dir / "alignment")
         load_weights(encoder.module, output_dir / "vision")
         model = _build(settings, settings.config.reducer)
@@ -229,8 +240,8 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
             model,
             tokenizer(),
             partial(_stage_2_records, settings),
-            thing_weight=THING_WEIGHT,
-            conversation_every=CONVERSATION_EVERY,
+            thing_weight=settings.thing_weight,
+            conversation_every=settings.conversation_every,
         )
 
     projector_only = (
@@ -247,7 +258,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         phases=(
             Phase(
                 settings=PhaseSettings(name="vision", num_steps=settings.vision_steps, stage=_vision_stage(settings)),
-                purpose="a CLIP encoder learns what each patch shows",
+                purpose="a CLIP encoder learns what each patch shows, and a reducer what a whole picture shows",
                 build=vision,
             ),
             Phase(
@@ -313,7 +324,7 @@ def score_tiny(
     settings: TinySettings,
     split: Literal["validation", "test"] = "validation",
 ) -> dict[str, Score]:
-    """Score a model on questions of the bench, as many of each kind, about ``num_validation`` in all.
+    """Score a model on questions of the bench, about ``num_validation`` in all.
 
     Returns:
         Scores by kind, and of all images and clips; as in ``evaluation.exact_match.scores``.
@@ -411,12 +422,13 @@ def _stage_2_records(settings: TinySettings, step: int) -> list[Record]:
     world = settings.world
     if step < settings.clip_start * settings.stage_2_steps:
         world = replace(world, clip_share=0.0)
-    captions = CONVERSATION_EVERY if step % CONVERSATION_EVERY == 0 else 0
-    emphasis = {**settings.emphasis, "caption": captions, "clip caption": captions}
+    captions = settings.conversation_every if step % settings.conversation_every == 0 else 0
+    emphasis = {kind: settings.emphasis.get(kind, 1.0) for kind in (*world.image_kinds, *world.clip_kinds)}
+    emphasis |= {kind: captions * emphasis.get(kind, 1.0) for kind in CAPTION_KINDS}
     world = replace(
         world,
-        image_kinds={kind: share * emphasis.get(kind, 1.0) for kind, share in world.image_kinds.items()},
-        clip_kinds={kind: share * emphasis.get(kind, 1.0) for kind, share in world.clip_kinds.items()},
+        image_kinds={kind: share * emphasis[kind] for kind, share in world.image_kinds.items()},
+        clip_kinds={kind: share * emphasis[kind] for kind, share in world.clip_kinds.items()},
     )
     first = step * settings.batch
     records = [world_record("train", index, world, "stage-2") for index in range(first, first + settings.batch)]

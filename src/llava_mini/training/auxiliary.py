@@ -84,24 +84,24 @@ class ThingHeads(nn.Module):
         return torch.stack(losses).mean()
 
     def frame_loss(self, embeds: Tensor, words: Tensor, things: FrameThings) -> Tensor:
-        """Return the loss on what the tokens of frames tell about names: present or not, and where; 0 without names.
+        """Return the loss on what the tokens of frames, in the mean, tell about names; 0 without names.
 
         Args:
             embeds: [B, T, D], what the language model reads.
-            words: [M, D], the mean of the embeddings of each name; no gradient goes there.
+            words: [M, D], the mean of the embeddings of each name.
             things: Which tokens, and the right answers.
         """
-        frames = embeds[things.prompts, things.tokens]  # [M, D]
-        return self.of_frame(frames, words.detach(), things.present, things.places)
+        frames = embeds[things.prompts[:, None], things.tokens].mean(1)  # [M, D]
+        return self.of_frame(frames, words, things.present, things.places)
 
     def clip_loss(self, hidden: Tensor, nouns: ClipNouns) -> Tensor:
-        """Return the loss on what nouns in questions about clips tell of their course; 0 without nouns.
+        """Return the loss on what nouns in questions about clips tell of their trajectory; 0 without nouns.
 
         Args:
             hidden: [B, T, D], from within the language model.
-            nouns: Which tokens, and the right courses.
+            nouns: Which tokens, and the right trajectories.
         """
-        return _place_loss(self.of_clip_noun(hidden[nouns.prompts, nouns.tokens]), nouns.courses)
+        return _place_loss(self.of_clip_noun(hidden[nouns.prompts, nouns.tokens]), nouns.trajectories)
 
 
 def _place_loss(logits: Tensor, places: Tensor) -> Tensor:

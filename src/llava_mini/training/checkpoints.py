@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -84,10 +84,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Facts]:
     """Return the tensors, on the CPU, and the facts of a file that ``write_checkpoint`` made.
 
     Raises:
-        ValueError: If the file is something else.
+        ValueError: If the file is damaged or something else.
     """
     facts = read_facts(path)
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         names: list[str] = list(file.keys())
         return {name: file.get_tensor(name) for name in names}, facts
 
@@ -96,13 +96,27 @@ def read_facts(path: Path) -> Facts:
     """Return the facts alone, without reading the tensors.
 
     Raises:
-        ValueError: If the file is something else.
+        ValueError: If the file is damaged or something else.
     """
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         header = file.metadata() or {}
-    if "facts" not in header:
-        raise ValueError(f"{path} is a safetensors file but no checkpoint of a run. Remove it to start anew.")
-    return json.loads(header["facts"])
+    try:
+        return json.loads(header["facts"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is a safetensors file but no checkpoint of a run. Remove it to start that phase anew."
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({error}). Remove it to start that phase anew, or restore it."
+        ) from error
 
 
 def random_states() -> dict[str, Tensor]:

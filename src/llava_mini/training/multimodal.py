@@ -26,11 +26,12 @@ from llava_mini.data.synthetic.scenes import (
 )
 from llava_mini.data.synthetic.splits import generator_of
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.training.auxiliary import ThingHeads
 from llava_mini.training.language_pretraining import answer_loss
 from llava_mini.training.shared_frames import fuse_shared
 from llava_mini.training.trainer import Losses
-from llava_mini.training.vision_pretraining import grid_codes, labelled, normalised
+from llava_mini.training.vision_pretraining import labelled, normalised
 
 RecordsOf = Callable[[int], Sequence[Record]]
 """The records of a step."""
@@ -43,7 +44,7 @@ class AlignmentBatch:
     pixel_values: Tensor
     """[F, 1, 3, H, W], normalised."""
     targets: Tensor
-    """[F, P, D] float32: the code of the place, and the embeddings of the words for what a patch shows."""
+    """[F, P, D] float32: the codes of places, and the embeddings of words and letters for what a patch shows."""
     shown: Tensor
     """[F, P] bool: patches that show something."""
 
@@ -53,7 +54,7 @@ class AlignmentBatches:
     """The pictures of each step, and where their patches should lie."""
 
     words: dict[str, Tensor]
-    """[1 + values, D] for each label: 0 for nothing, then the embedding of the word for each value."""
+    """[1 + values, D] for each label: 0 for nothing, then the embedding of the word, or the code, for each value."""
     places: Tensor
     """[P, D]: the code of each place."""
     batch_size: int
@@ -118,7 +119,7 @@ class Alignment:
             shift = place * table.shape[1] // (1 + MAX_LETTERS)
             words[f"letter {place}"] = words["character"].roll(shift, dims=-1)
         length = words["shape"][1:].norm(dim=-1).mean()
-        places = length * functional.normalize(grid_codes(model.config.patches_per_side, table.shape[1]), dim=-1)
+        places = length * functional.normalize(sine_cosine_2d(model.config.patches_per_side, table.shape[1]), dim=-1)
         columns, rows = _line_codes(table.shape[1])
         words |= {
             name: length * functional.pad(codes, (0, 0, 1, 0)) for name, codes in (("column", columns), ("row", rows))
@@ -132,7 +133,7 @@ class Alignment:
         )
 
     def losses(self, batch: AlignmentBatch) -> Losses:
-        """Return the squared distance to the words, as a share of their own square."""
+        """Return the squared distance to the targets, as a share of their own square."""
         targets, shown = batch.targets, batch.shown
         with torch.no_grad():
             features = self.module.encode_frames(batch.pixel_values.to(self.module.dtype))[:, 0]  # [F, P, E]
@@ -206,7 +207,7 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     output = language_model(
         inputs_embeds=fused.inputs_embeds.to(model.dtype),
         attention_mask=fused.attention_mask,
-        output_hidden_states=True,
+        output_hidden_states=thing_weight > 0,
     )
     assert fused.labels is not None
     answers = answer_loss(model.language_model.lm_head, output.last_hidden_state, fused.labels)
@@ -217,14 +218,12 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     noun = heads.noun_loss(fused.inputs_embeds, batch.nouns)
     frame = heads.frame_loss(fused.inputs_embeds, words, batch.frame_things)
     clip = heads.clip_loss(output.hidden_states[-2], batch.clip_nouns)
+    parts = {"answer": answers.total}
+    asked = {"noun": batch.nouns.tokens, "frame": batch.frame_things.tokens, "clip": batch.clip_nouns.tokens}
+    parts |= {name: loss for name, loss in (("noun", noun), ("frame", frame), ("clip", clip)) if len(asked[name])}
     return Losses(
         total=answers.total + thing_weight * (noun + frame + clip),
-        parts={
-            "answer": float(answers.total.detach()),
-            "noun": float(noun.detach()),
-            "frame": float(frame.detach()),
-            "clip": float(clip.detach()),
-        },
+        parts={name: float(loss.detach()) for name, loss in parts.items()},
         right=answers.right,
     )
 
@@ -239,7 +238,7 @@ def embedding_table(model: LlavaMiniForConditionalGeneration) -> Tensor:
 def _line_codes(width: int) -> tuple[Tensor, Tensor]:
     """Return codes of length 1 of columns and of rows, [places, width] each, unlike those of the places of patches."""
     places = LABEL_CLASSES["column"] - 1
-    codes = grid_codes(places, width).view(places, places, width)
+    codes = sine_cosine_2d(places, width).view(places, places, width)
     columns, rows = codes[0].clone(), codes[:, 0].clone()
     columns[:, width // 2 :], rows[:, : width // 2] = 0, 0
     rolled = (codes.roll(width // 3, dims=-1) for codes in (columns, rows))

@@ -2,8 +2,8 @@
 
 A CLIP encoder is trained on captions of hundreds of millions of pictures. In a drawn world the
 answer is known for every patch, so the encoder learns from dense labels in minutes: shape, colour,
-size, centre of the thing, value of a bar, and letter. As in LLaVA, features are the output of the last-but-one layer;
-the last layer is stored and never run.
+size, centre of the thing, value of a bar, letter, and the word with its spelling. As in LLaVA, features are the
+output of the last-but-one layer; the last layer is stored and never run.
 
 CLIP also learns one token for the whole picture, from its caption. Here that token is made by the reducer of
 LLaVA-Mini, which learns, together with the encoder, to keep which things there are and where: averages of patches
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava_mini.config import LlavaMiniConfig
 from llava_mini.data.collate import MAX_NAMES
 from llava_mini.data.synthetic.drawing import LABEL_CLASSES, draw_scene, patch_labels
 from llava_mini.data.synthetic.questions import near_miss
@@ -33,7 +34,9 @@ from llava_mini.data.synthetic.scenes import (
     random_scene,
 )
 from llava_mini.data.synthetic.splits import generator_of
+from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.model.reducers import Reduced
+from llava_mini.model.vision import encode_views
 from llava_mini.training.auxiliary import FrameHead
 from llava_mini.training.trainer import Losses
 
@@ -79,28 +82,20 @@ class VisionBatch:
 class DenseVisionModel(nn.Module):
     """A CLIP vision encoder with one linear head for each label, and a reducer with a head of its own."""
 
-    def __init__(self, config: CLIPVisionConfig, reducer: nn.Module) -> None:
+    def __init__(self, config: LlavaMiniConfig, reducer: nn.Module) -> None:
         super().__init__()
-        self.tower = CLIPVisionModel._from_config(config, attn_implementation="eager")
-        self.patch_size = side_of(config.patch_size)
-        grid = side_of(config.image_size) // self.patch_size
+        width = config.vision.hidden_size
+        self.tower = CLIPVisionModel._from_config(config.vision, attn_implementation="eager")
         with torch.no_grad():
-            codes = grid_codes(grid, config.hidden_size)  # [P, E]
+            codes = sine_cosine_2d(config.patches_per_side, width)  # [P, E]
             self.tower.embeddings.position_embedding.weight[1:] = 0.5 * codes
             nn.init.normal_(self.tower.embeddings.patch_embedding.weight, std=0.05)
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.heads = nn.Linear(config.hidden_size, sum(LABEL_CLASSES.values()))
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.Linear(width, sum(LABEL_CLASSES.values()))
         self.reducer = reducer
-        self.colours = nn.Embedding(len(COLOURS), config.hidden_size)
-        self.shapes = nn.Embedding(len(SHAPES), config.hidden_size)
-        self.of_frame = FrameHead(config.hidden_size)
-
-    def features(self, pixel_values: Tensor) -> Tensor:
-        """Return the patch features that a LLaVA model reads. [F, 3, H, W], normalised -> [F, P, E]."""
-        hidden = self.tower.pre_layrnorm(self.tower.embeddings(pixel_values))  # [F, 1 + P, E]
-        for layer in self.tower.encoder.layers[:-1]:
-            hidden = layer(hidden, attention_mask=None)
-        return hidden[:, 1:]  # [F, P, E]
+        self.colours = nn.Embedding(len(COLOURS), width)
+        self.shapes = nn.Embedding(len(SHAPES), width)
+        self.of_frame = FrameHead(width)
 
     def logits(self, features: Tensor) -> dict[str, Tensor]:
         """Return the logits of each label: [F, P, E] -> [F, P, classes]."""
@@ -114,27 +109,6 @@ class DenseVisionModel(nn.Module):
         frames = reduced.tokens.mean(1)[things.pictures]  # [M, E]
         names = self.colours(things.names[:, 0]) + self.shapes(things.names[:, 1])  # [M, E]
         return self.of_frame(frames, names, things.present, things.places)
-
-
-def side_of(size: object) -> int:
-    """Return one side of a square size, which transformers types loosely.
-
-    Raises:
-        ValueError: If the size is not one number.
-    """
-    if not isinstance(size, int):
-        raise ValueError(f"The vision encoder needs square pictures and patches, one number each; got {size!r}.")
-    return size
-
-
-def grid_codes(grid: int, width: int) -> Tensor:
-    """Return sine and cosine codes of a square grid, [grid * grid, width]: columns first, then rows."""
-    frequencies = 1.0 / 10000 ** (torch.arange(width // 4) / (width // 4))  # [width / 4]
-    angles = torch.arange(grid)[:, None] * frequencies  # [grid, width / 4]
-    line = torch.cat([angles.sin(), angles.cos()], dim=-1)  # [grid, width / 2]
-    columns = line[None].expand(grid, -1, -1)
-    rows = line[:, None].expand(-1, grid, -1)
-    return torch.cat([columns, rows], dim=-1).reshape(grid * grid, -1)
 
 
 def normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,7 +133,7 @@ def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def vision_losses(model: DenseVisionModel, batch: VisionBatch) -> Losses:
     """Return the sum of the losses of all labels and of frames, and the share of patches that are right for some."""
-    features = model.features(normalised(batch.pictures.pixels, model.heads.weight.dtype))
+    features = encode_views(model.tower, normalised(batch.pictures.pixels, model.heads.weight.dtype))
     logits, labels = model.logits(features), batch.pictures.labels
     dense = torch.stack([dense_loss(logits[name], labels[name]) for name in LABEL_CLASSES]).sum()
     frame = model.frame_loss(features, batch.things)
@@ -211,7 +185,7 @@ class VisionPretraining:
 
     def __init__(
         self,
-        config: CLIPVisionConfig,
+        config: LlavaMiniConfig,
         reducer: nn.Module,
         *,
         num_steps: int,
@@ -223,7 +197,7 @@ class VisionPretraining:
         """Make the model.
 
         Args:
-            config: Sizes of the encoder.
+            config: Sizes of the encoder and its patches.
             reducer: With fresh weights; learns together with the encoder.
             num_steps: Steps of the phase, over which scenes replace pages.
             batch_size: Pictures of a step.
@@ -237,7 +211,7 @@ class VisionPretraining:
             batch_size=batch_size,
             settings=settings,
             pages=pages,
-            patch_size=self.module.patch_size,
+            patch_size=config.patch_size,
         )
 
     def losses(self, batch: VisionBatch) -> Losses:

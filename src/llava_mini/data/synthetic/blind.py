@@ -10,7 +10,8 @@ class BlindBaseline:
     """Answers from the question alone.
 
     For a form of question that names its answers, it learns which of them, the first or the second, is
-    right more often; for another form, the commonest answer.
+    right more often; for another form, the commonest answer. It is told the kind of the question, which a model is
+    not: where all answers of a kind are alike (``there is no`` and the name in question) it is always right.
     """
 
     def __init__(self, turns: Iterable[Turn]) -> None:

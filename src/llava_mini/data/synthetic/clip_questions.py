@@ -148,7 +148,8 @@ def clip_absence(rng: random.Random, clip: Clip, split: Split) -> Turn | None:
         return phrased(rng, split, "cannot tell", a=name).turn(CANNOT_TELL, kind="clip absence")
     name = near_miss(rng, things)
     form = rng.choice(("direction", "where at the end"))
-    return phrased(rng, split, form, a=name).turn(f"there is no {name}", kind="clip absence")
+    answer = f"there is no {name}"
+    return phrased(rng, split, form, a=name).turn(answer, kind="clip absence", choices=(answer,))
 
 
 def clip_caption(rng: random.Random, clip: Clip, split: Split) -> Turn | None:

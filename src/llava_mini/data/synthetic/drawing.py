@@ -26,8 +26,8 @@ from llava_mini.data.synthetic.scenes import (
     Thing,
 )
 
-MAX_LETTERS = 4
-"""Letters of the longest text on a sign."""
+MAX_LETTERS = max(len(word) for word in WORDS)
+"""Letters of the longest text on a sign: 4."""
 
 LABEL_CLASSES = {
     "shape": 2 + len(SHAPES),

@@ -199,7 +199,8 @@ def absence(rng: random.Random, scene: Scene, split: Split) -> Turn | None:
         form = rng.choice(("where", "small or large"))
     else:
         form = rng.choice(("where", "small or large", "colour of a shape", "colour of a shape"))
-    return phrased(rng, split, form, a=name).turn(f"there is no {name}", kind="absence", nouns=nouns)
+    answer = f"there is no {name}"
+    return phrased(rng, split, form, a=name).turn(answer, kind="absence", choices=(answer,), nouns=nouns)
 
 
 def cannot_tell(rng: random.Random, scene: Scene, split: Split) -> Turn | None:

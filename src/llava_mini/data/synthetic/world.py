@@ -115,7 +115,7 @@ def _turns(
     rng: random.Random, weights: dict[str, float], count: int, maker: Callable[..., Turn | None]
 ) -> tuple[Turn, ...]:
     """Return up to ``count`` different questions, of kinds drawn by their weights among those that can be asked."""
-    left = dict(weights)
+    left = {kind: weight for kind, weight in weights.items() if weight > 0}
     turns: dict[str, Turn] = {}
     for _ in range(2 * count):
         if len(turns) == count or not left:
