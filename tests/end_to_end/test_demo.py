@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FEWEST_RIGHT = 7
+FEWEST_RIGHT = 9
 """Of the ten questions about the two files. The gallery counts in no test: it shows what came out, whatever that is."""
 
 

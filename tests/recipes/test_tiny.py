@@ -12,6 +12,8 @@ from llava_mini.recipes.tiny import FULL_MINUTES, tiny, tiny_settings, train_tin
 from llava_mini.training.run_log import read_log
 from llava_mini.training.trainer import load_weights
 
+PHASES = ("vision", "language", "stage-1", "alignment", "stage-2", "finishing")
+
 
 def test_a_smoke_run_passes_through_all_phases_and_beats_the_blind_guess(tmp_path):
     torch.set_num_threads(1)
@@ -19,13 +21,14 @@ def test_a_smoke_run_passes_through_all_phases_and_beats_the_blind_guess(tmp_pat
     assert scores["all"].exact > scores["all"].blind + 0.25
 
     phases = [line["phase"] for line in read_log(tmp_path / "log.jsonl")]
-    assert list(dict.fromkeys(phases)) == ["vision", "language", "stage-1", "alignment", "stage-2"]
+    assert list(dict.fromkeys(phases)) == list(PHASES)
     assert json.loads((tmp_path / "scores.json").read_text())["all"]["exact"] == scores["all"].exact
 
     model = llava_mini.LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "model")
     processor = llava_mini.LlavaMiniProcessor.from_pretrained(tmp_path / "model")
     assert model.config.tokens_per_frame == processor.tokens_per_frame == 1
     assert model.dtype == torch.bfloat16
+    assert model.generation_config.min_new_tokens == 1
     assert not any("thing_heads" in name for name in model.state_dict())
 
     phases = {phase.settings.name: phase for phase in tiny(output_dir=tmp_path, smoke=True).phases}
@@ -41,7 +44,7 @@ def test_a_smoke_run_passes_through_all_phases_and_beats_the_blind_guess(tmp_pat
 
 def test_every_phase_has_a_purpose_and_rules_for_every_parameter(tmp_path):
     run = tiny(output_dir=tmp_path, smoke=True)
-    assert [phase.settings.name for phase in run.phases] == ["vision", "language", "stage-1", "alignment", "stage-2"]
+    assert [phase.settings.name for phase in run.phases] == list(PHASES)
     assert all(phase.purpose for phase in run.phases)
     for phase in run.phases[:2]:
         names = [name for name, _ in phase.build().module.named_parameters()]
@@ -61,6 +64,17 @@ def test_stage_2_asks_little_about_each_clip_and_describes_in_conversations_only
     talks = recipe._stage_2_records(settings, late)
     assert any(turn.kind.endswith("caption") for record in talks for turn in record.turns)
     assert not any(record.video for record in recipe._stage_2_records(settings, 1))
+
+
+def test_the_last_phase_asks_more_about_clips_and_shows_pictures_of_nothing():
+    settings = tiny_settings()
+    stage_2 = [record for step in range(1001, 1004) for record in recipe._stage_2_records(settings, step)]
+    finishing = [record for step in range(1, 4) for record in recipe._finishing_records(settings, step)]
+    assert sum(bool(record.video) for record in finishing) > sum(bool(record.video) for record in stage_2)
+    answers = {turn.answer for record in finishing for turn in record.turns if record.image is not None}
+    assert {"0", "no", "nothing is written"} <= answers
+    without_clips = replace(settings, world=replace(settings.world, clip_share=0.0))
+    assert not any(record.video for record in recipe._finishing_records(without_clips, 1))
 
 
 def test_kinds_are_asked_as_often_as_their_emphasis_says():

@@ -1,10 +1,11 @@
-"""From nothing to the embedded tiny model: a run of five phases on the drawn world.
+"""From nothing to the embedded tiny model: a run of six phases on the drawn world.
 
     vision     a CLIP encoder learns what each patch shows, and with the reducer what a whole picture shows
     language   a Llama-like model learns to answer questions about described scenes
     stage-1    the paper's: the projector alone, all patches, no pre-fusion, captions
     alignment  projected patches come to lie where their words lie
     stage-2    the paper's: everything but the vision encoder, one token a frame, pre-fusion
+    finishing  stage 2 goes on at a lower rate, with more clips and with pictures unlike the drawn world
 
 Vision, language and alignment stand in for what LLaVA takes from CLIP and Vicuna. Alignment comes after
 stage 1, because captions alone pull the projector away from the words again: colours were lost. Every phase
@@ -14,7 +15,7 @@ resumes from its own checkpoint, so a run that was killed goes on where it was w
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -48,6 +49,8 @@ EMPHASIS = {
 }
 """What is learned late is asked more often than what is learned soon."""
 
+FINISHING_EMPHASIS = {**EMPHASIS, "change": 3.0, "order": 2.0, "event count": 2.0, "clip place": 1.5}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinySettings:
@@ -69,6 +72,7 @@ class TinySettings:
     alignment_steps: int
     stage_1_steps: int
     stage_2_steps: int
+    finishing_steps: int
     vision_batch: int = 32
     language_batch: int = 24
     batch: int = 16
@@ -87,11 +91,18 @@ class TinySettings:
     """Most questions about a clip in stage 2. Another clip teaches more than more questions, which cost as much."""
     emphasis: dict[str, float] = field(default_factory=lambda: dict(EMPHASIS))
     """How much more often stage 2 asks some kinds of questions than ``world`` says."""
+    finishing_rate: float = 3e-4
+    finishing_emphasis: dict[str, float] = field(default_factory=lambda: dict(FINISHING_EMPHASIS))
+    """Takes the place of ``emphasis`` there."""
+    finishing_clips: float = 0.6
+    """Share of records about clips there, if the world has clips."""
+    finishing_empty: float = 0.1
+    """Share of scenes without things there; half of them have odd backgrounds."""
     num_validation: int = 600
     """About how many questions are scored at the end: as many of each kind about images, half as many about clips."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.emphasis) - {*IMAGE_KINDS, *CLIP_KINDS}
+        unknown = {*self.emphasis, *self.finishing_emphasis} - {*IMAGE_KINDS, *CLIP_KINDS}
         if unknown:
             raise ValueError(
                 f"emphasis names kinds of questions that there are not: {', '.join(sorted(unknown))}. The kinds are "
@@ -107,7 +118,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
 
     Args:
         smoke: A run that passes through every phase with scenes of one thing and two kinds of questions.
-        minutes: Scale the steps of a full run to about so many minutes on one core with fast bfloat16
+        minutes: Scale the steps of a full run to about so many minutes on two cores with fast bfloat16
             arithmetic. None: the full number of steps.
 
     Raises:
@@ -129,17 +140,18 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
         alignment_steps=1500,
         stage_1_steps=100,
         stage_2_steps=8000,
+        finishing_steps=1200,
     )
     if minutes is None:
         return full
     if not 0 < minutes < math.inf:
         raise ValueError(f"A run needs a positive number of minutes, got {minutes}.")
-    names = ("vision_steps", "language_steps", "alignment_steps", "stage_1_steps", "stage_2_steps")
+    names = [part.name for part in fields(TinySettings) if part.name.endswith("_steps")]
     return replace(full, **{name: max(round(getattr(full, name) * minutes / FULL_MINUTES), 1) for name in names})
 
 
-FULL_MINUTES = 87
-"""About how long the full run takes on one core with bfloat16 matrix units."""
+FULL_MINUTES = 150
+"""About how long the full run takes on two cores with bfloat16 matrix units."""
 
 
 def train_tiny(
@@ -244,6 +256,12 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
             conversation_every=settings.conversation_every,
         )
 
+    def finishing() -> InstructionTuning:
+        before = stage_2()
+        load_weights(before.module, output_dir / "stage-2")
+        before.make_batch = replace(before.make_batch, records_of=partial(_finishing_records, settings))
+        return before
+
     projector_only = (
         Rule(part=r"(model\.)?projector\.", rate=2 * settings.rate),
         _frozen(r"(?!(model\.)?projector\.)"),
@@ -292,17 +310,19 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
                 settings=PhaseSettings(
                     name="stage-2",
                     num_steps=settings.stage_2_steps,
-                    stage=Stage(
-                        name="stage-2",
-                        rules=(
-                            _frozen(r"model\.vision_tower\."),
-                            Rule(part=r"(?!model\.vision_tower\.)", rate=settings.rate),
-                        ),
-                    ),
+                    stage=_stage_2(settings.rate),
                 ),
                 purpose="the paper's second stage: everything but the vision encoder, one token a frame",
                 build=stage_2,
                 step_cost=1.5,
+            ),
+            Phase(
+                settings=PhaseSettings(
+                    name="finishing", num_steps=settings.finishing_steps, stage=_stage_2(settings.finishing_rate)
+                ),
+                purpose="stage 2 goes on, with more clips and with pictures unlike the drawn world",
+                build=finishing,
+                step_cost=1.8,
             ),
         ),
     )
@@ -314,8 +334,11 @@ def _parts(task: Task) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProc
 
 
 def _save(task: Task, folder: Path) -> None:
-    for part in _parts(task):
-        part.save_pretrained(folder)
+    model, processor = _parts(task)
+    assert model.generation_config is not None
+    model.generation_config.min_new_tokens = 1  # every right answer has a word
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def score_tiny(
@@ -369,6 +392,7 @@ def _smoke_settings() -> TinySettings:
         alignment_steps=50,
         stage_1_steps=10,
         stage_2_steps=190,
+        finishing_steps=10,
         vision_batch=16,
         vision_rate=3e-3,
         language_rate=3e-3,
@@ -418,12 +442,27 @@ def _caption_records(settings: TinySettings, step: int) -> list[Record]:
 
 
 def _stage_2_records(settings: TinySettings, step: int) -> list[Record]:
-    """Return the records of a step. Descriptions are long, so they are asked for in conversations only."""
+    """Return the records of a step of stage 2."""
     world = settings.world
     if step < settings.clip_start * settings.stage_2_steps:
         world = replace(world, clip_share=0.0)
+    return _asked(settings, world, settings.emphasis, "stage-2", step)
+
+
+def _finishing_records(settings: TinySettings, step: int) -> list[Record]:
+    """Return the records of a step of the last phase."""
+    world = replace(settings.world, scene=replace(settings.world.scene, empty_share=settings.finishing_empty))
+    if world.clip_share > 0:
+        world = replace(world, clip_share=settings.finishing_clips)
+    return _asked(settings, world, settings.finishing_emphasis, "finishing", step)
+
+
+def _asked(
+    settings: TinySettings, world: WorldSettings, emphasis: dict[str, float], stream: str, step: int
+) -> list[Record]:
+    """Return the records of a step. Descriptions are long, so they are asked for in conversations only."""
     captions = settings.conversation_every if step % settings.conversation_every == 0 else 0
-    emphasis = {kind: settings.emphasis.get(kind, 1.0) for kind in (*world.image_kinds, *world.clip_kinds)}
+    emphasis = {kind: emphasis.get(kind, 1.0) for kind in (*world.image_kinds, *world.clip_kinds)}
     emphasis |= {kind: captions * emphasis.get(kind, 1.0) for kind in CAPTION_KINDS}
     world = replace(
         world,
@@ -431,10 +470,15 @@ def _stage_2_records(settings: TinySettings, step: int) -> list[Record]:
         clip_kinds={kind: share * emphasis[kind] for kind, share in world.clip_kinds.items()},
     )
     first = step * settings.batch
-    records = [world_record("train", index, world, "stage-2") for index in range(first, first + settings.batch)]
+    records = [world_record("train", index, world, stream) for index in range(first, first + settings.batch)]
     return [
         replace(record, turns=record.turns[: settings.clip_turns]) if record.video else record for record in records
     ]
+
+
+def _stage_2(rate: float) -> Stage:
+    tower = r"model\.vision_tower\."
+    return Stage(name="stage-2", rules=(_frozen(tower), Rule(part=f"(?!{tower})", rate=rate)))
 
 
 def _vision_stage(settings: TinySettings) -> Stage:

@@ -1,8 +1,11 @@
 import itertools
 
+import numpy as np
 import pytest
 
+from llava_mini.data.synthetic.drawing import draw_scene
 from llava_mini.data.synthetic.scenes import (
+    BACKGROUNDS,
     CANVAS,
     CHARACTERS,
     SIZES,
@@ -106,3 +109,15 @@ def test_an_unknown_split_a_negative_index_and_impossible_settings_are_refused()
         generator_of("train", -1)
     with pytest.raises(ValueError, match="min_things"):
         SceneSettings(min_things=3, max_things=2)
+
+
+def test_some_pictures_of_nothing_look_like_no_other():
+    settings = SceneSettings(empty_share=1.0, sign_share=0.0)
+    scenes = [random_scene(generator_of("train", index), settings) for index in range(200)]
+    assert not any(scene.things for scene in scenes)
+    muted = [all(80 < value < 210 for value in scene.background.colour) for scene in scenes]
+    assert 60 < sum(muted) < 140
+    odd = [scene for scene, is_muted in zip(scenes, muted, strict=True) if not is_muted]
+    assert {scene.background.kind for scene in odd} == {*BACKGROUNDS, "static"}
+    static = next(scene for scene in odd if scene.background.kind == "static")
+    assert np.asarray(draw_scene(static)).std() > 60

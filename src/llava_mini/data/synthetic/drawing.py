@@ -244,6 +244,8 @@ def _texture(kind: str, side: int, rng: np.random.Generator) -> NDArray[np.float
     if kind == "blotches":
         coarse = rng.uniform(-22, 22, (7, 7)).astype(np.float32)
         return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR))
+    if kind == "static":
+        return rng.uniform(-255, 255, (side, side, 3)).astype(np.float32)
     if kind == "photo":
         return _photographic(side, rng)
     raise ValueError(f"Unknown background {kind!r}.")

@@ -128,7 +128,7 @@ class Background:
     """What is behind the things: a muted colour with a texture."""
 
     kind: str
-    """One of ``BACKGROUNDS``."""
+    """One of ``BACKGROUNDS``, or ``static`` where nothing is shown."""
     colour: tuple[int, int, int]
     seed: int
     """Seed of the texture."""
@@ -162,7 +162,8 @@ class SceneSettings:
     min_things: int = 1
     max_things: int = 8
     empty_share: float = 0.03
-    """Share of scenes without things, where fewer than ``min_things`` would otherwise not occur."""
+    """Share of scenes without things, where fewer than ``min_things`` would otherwise not occur. Half of them, those
+    with writing excepted, have a background unlike those of the others."""
     sign_share: float = 0.35
     """Share of scenes with a word or a number, among those without a chart."""
     chart_share: float = 0.0
@@ -202,6 +203,8 @@ def random_scene(rng: random.Random, settings: SceneSettings | None = None) -> S
     nearest = 0.75 if rng.random() < settings.overlap_share else 1.1
     things: list[Thing] = []
     is_empty = rng.random() < settings.empty_share
+    if is_empty and not signs and rng.random() < 0.5:
+        background = _odd_background(rng)
     for _ in range(0 if is_empty else rng.randint(settings.min_things, settings.max_things)):
         thing = _placed(rng, _random_thing(rng, things, settings), things, signs, nearest)
         if thing is not None:
@@ -241,6 +244,12 @@ def random_background(rng: random.Random) -> Background:
     level = rng.randint(105, 185)
     red, green, blue = (level + rng.randint(-16, 16) for _ in range(3))
     return Background(kind=rng.choice(BACKGROUNDS), colour=(red, green, blue), seed=rng.getrandbits(32))
+
+
+def _odd_background(rng: random.Random) -> Background:
+    """Draw a background of any colour, or of pixels that have nothing to do with one another."""
+    red, green, blue = (rng.choice((0, 255, rng.randint(0, 255))) for _ in range(3))
+    return Background(kind=rng.choice((*BACKGROUNDS, "static")), colour=(red, green, blue), seed=rng.getrandbits(32))
 
 
 def random_sign(rng: random.Random, background: Background) -> Sign:
