@@ -50,7 +50,7 @@ def test_a_run_needs_no_packages_beyond_those_of_training_and_its_batches_can_be
     assert (tmp_path / "model" / "model.safetensors").exists()
 
     phases = tiny_run(short_settings(), tmp_path).phases
-    assert len(phases) == 5
+    assert len(phases) == 6
     for phase in phases:
         name = phase.settings.name
         assert progress_of(tmp_path / name)[0] == phase.settings.num_steps
