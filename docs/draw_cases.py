@@ -200,6 +200,7 @@ def where(cases: Sequence[Case]) -> str:
         "| | right | asked |",
         "|---|---|---|",
         *rows("image: {} things, words and bars", images, lambda case: bin_of(case.num_things, (2, 4, 6))),
+        *rows("location: {} in the picture", of_kind(images, "location"), of_same_shape),
         *rows(
             "text: {} font",
             [case for case in of_kind(images, "text") if case.item.frames[0].signs],
@@ -219,6 +220,13 @@ def where(cases: Sequence[Case]) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def of_same_shape(case: Case) -> str:
+    """Whether a picture has another thing of the shape that is asked about."""
+    shapes = [thing.shape for thing in case.item.frames[0].things]
+    alone = all(shapes.count(noun.phrase.split()[-1]) == 1 for noun in case.item.turns[0].nouns)
+    return "no other thing of that shape" if alone else "another thing of that shape"
 
 
 def of_kind(cases: Iterable[Case], kind: str) -> list[Case]:

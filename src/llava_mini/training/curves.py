@@ -38,18 +38,22 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         losses = [{name: value for name, value in line.items() if name not in UNPLOTTED} for line in of_phase]
         rights = [line.get("right", {}) for line in of_phase]
         steps = [line["step"] for line in of_phase]
+        marker = "." if len(steps) == 1 else ""  # one point alone is no line
         colours = iter(f"C{number}" for number in range(100))
         panel.set_title(phase)
         panel.set_xlabel("step")
         panel.set_yscale("log")
         handles = [
-            panel.plot(*_series(steps, losses, name), color=next(colours), label=name)[0] for name in _names(losses)
+            panel.plot(*_series(steps, losses, name), marker=marker, color=next(colours), label=name)[0]
+            for name in _names(losses)
         ]
         if any(rights):
             other = panel.twinx()
             other.set_ylim(0, 1.02)
             handles += [
-                other.plot(*_series(steps, rights, name), "--", color=next(colours), label=f"{name} right")[0]
+                other.plot(
+                    *_series(steps, rights, name), "--", marker=marker, color=next(colours), label=f"{name} right"
+                )[0]
                 for name in _names(rights)
             ]
         panel.legend(handles=handles, fontsize="x-small", loc="center right")
