@@ -192,6 +192,7 @@ def where(cases: Sequence[Case]) -> str:
     """A table of shares of right answers by what might make a question hard."""
     exact = [case for case in cases if case.facts["kind"] not in CAPTION_KINDS]
     images, clips = [case for case in exact if not case.is_clip], [case for case in exact if case.is_clip]
+    written = [case for case in of_kind(images, "text") if case.item.frames[0].signs]
     lines = [
         "## Where it goes wrong",
         "",
@@ -201,16 +202,8 @@ def where(cases: Sequence[Case]) -> str:
         "|---|---|---|",
         *rows("image: {} things, words and bars", images, lambda case: bin_of(case.num_things, (2, 4, 6))),
         *rows("location: {} in the picture", of_kind(images, "location"), of_same_shape),
-        *rows(
-            "text: {} font",
-            [case for case in of_kind(images, "text") if case.item.frames[0].signs],
-            lambda case: case.item.frames[0].signs[0].font,
-        ),
-        *rows(
-            "text: {} characters",
-            [case for case in of_kind(images, "text") if case.item.frames[0].signs],
-            lambda case: str(len(case.facts["right_answer"])),
-        ),
+        *rows("text: {} font", written, lambda case: case.item.frames[0].signs[0].font),
+        *rows("text: {} characters", written, lambda case: str(len(case.facts["right_answer"]))),
         *rows("clip: {} frames", clips, lambda case: bin_of(len(case.item.frames), (3, 4, 5))),
         *rows("clip: {} things at once", clips, lambda case: bin_of(case.num_things, (1, 2))),
         *rows(

@@ -146,20 +146,19 @@ class Collator:
 
     def _nouns(self, records: Sequence[Record], asked: Tensor) -> NounTokens:
         """Find the names of things in questions about images. asked: [B, T], -1 at answers."""
-        found: list[tuple[int, int, Noun]] = []
+        found: dict[tuple[int, int], Noun] = {}
         for prompt, record in enumerate(records):
             if record.image is None:
                 continue
-            nouns = {noun.phrase: noun for turn in record.turns for noun in turn.nouns}
+            named = {noun.phrase: noun for turn in record.turns for noun in turn.nouns}
             row = asked[prompt].tolist()
-            for noun in nouns.values():
-                found += [(prompt, token, noun) for token in self._ends_of(noun, row)]
-        longest = {(prompt, token): noun for prompt, token, noun in sorted(found, key=lambda one: len(one[2].phrase))}
-        found = [(prompt, token, noun) for prompt, token, noun in found if longest[prompt, token] is noun]
-        nouns = [noun for _, _, noun in found]
+            for phrase in sorted(named, key=len):  # where one name ends another, the longer is meant
+                found |= {(prompt, token): named[phrase] for token in self._ends_of(named[phrase], row)}
+        places = sorted(found)
+        nouns = [found[place] for place in places]
         return NounTokens(
-            prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
-            tokens=torch.tensor([token for _, token, _ in found], dtype=torch.long),
+            prompts=torch.tensor([prompt for prompt, _ in places], dtype=torch.long),
+            tokens=torch.tensor([token for _, token in places], dtype=torch.long),
             present=torch.tensor([int(bool(noun.path)) for noun in nouns], dtype=torch.long),
             places=torch.tensor([(noun.path and noun.path[0]) or (0.0, 0.0) for noun in nouns]).view(-1, 2),
             facts={

@@ -50,6 +50,7 @@ EMPHASIS = {
 """What is learned late is asked more often than what is learned soon."""
 
 FINISHING_EMPHASIS = {**EMPHASIS, "change": 3.0, "order": 2.0, "event count": 2.0, "clip place": 1.5}
+"""In the last phase, what happens in clips is asked more often still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +225,11 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
 
     def stage_1() -> InstructionTuning:
         model = _build(settings, "identity")
-        encoder, words = vision(), language()
+        encoder, decoder = vision(), language()
         load_weights(encoder.module, output_dir / "vision")
-        load_weights(words.module, output_dir / "language")
+        load_weights(decoder.module, output_dir / "language")
         model.vision_tower.load_state_dict(encoder.module.tower.state_dict())
-        model.language_model.load_state_dict(words.module.state_dict())
+        model.language_model.load_state_dict(decoder.module.state_dict())
         return _tuning(settings, model, tokenizer(), partial(_caption_records, settings), thing_weight=0.0)
 
     def alignment() -> Alignment:
@@ -334,11 +335,8 @@ def _parts(task: Task) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProc
 
 
 def _save(task: Task, folder: Path) -> None:
-    model, processor = _parts(task)
-    assert model.generation_config is not None
-    model.generation_config.min_new_tokens = 1  # every right answer has a word
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    for part in _parts(task):
+        part.save_pretrained(folder)
 
 
 def score_tiny(
@@ -412,6 +410,8 @@ def _build(settings: TinySettings, reducer: str) -> LlavaMiniForConditionalGener
     model = LlavaMiniForConditionalGeneration._from_config(config, dtype=settings.dtype, attn_implementation="eager")
     assert isinstance(model, LlavaMiniForConditionalGeneration)
     model.frames_per_pass = 4 * settings.batch
+    assert model.generation_config is not None
+    model.generation_config.min_new_tokens = 1  # every right answer has a word
     return model
 
 

@@ -87,7 +87,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Facts]:
         ValueError: If the file is damaged or something else.
     """
     facts = read_facts(path)
-    with _opened(path) as file:
+    with _opened(path, framework="pt") as file:
         names: list[str] = list(file.keys())
         return {name: file.get_tensor(name) for name in names}, facts
 
@@ -98,7 +98,7 @@ def read_facts(path: Path) -> Facts:
     Raises:
         ValueError: If the file is damaged or something else.
     """
-    with _opened(path) as file:
+    with _opened(path, framework="np") as file:  # "pt" opens twice, and a run may replace the file in between
         header = file.metadata() or {}
     try:
         return json.loads(header["facts"])
@@ -109,9 +109,9 @@ def read_facts(path: Path) -> Facts:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, framework: str) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             yield file
     except SafetensorError as error:
         raise ValueError(
