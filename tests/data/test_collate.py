@@ -90,6 +90,22 @@ def test_the_trajectory_of_a_thing_goes_to_each_mention_in_a_question_about_a_cl
     torch.testing.assert_close(trajectories, torch.tensor([[0.2, 0.3, 0.2, 0.3, 0.5, 1.0]]))
 
 
+def test_frames_of_clips_are_listed_with_all_they_show_and_with_what_is_new():
+    facts = (("colour", 2), ("shape", 5), ("size", 0))
+    named = replace(CLIP, things=tuple(replace(thing, facts=facts) for thing in CLIP.things))
+    batch = collator()([IMAGE, replace(named, turns=(WHERE, ABSENT))], separate=True)
+    shown, new = batch.shown_things, batch.frame_changes
+    assert shown.prompts.tolist() == [2, 2, 2]
+    assert shown.frames.tolist() == [0, 2]
+    assert (shown.facts["colour"].tolist(), shown.facts["shape"].tolist()) == ([2, 2], [5, 5])
+    assert new.prompts.tolist() == [2, 2]
+    assert new.tokens.equal(shown.tokens[1:])
+    assert (batch.inputs.input_ids[new.prompts[:, None], new.tokens] == CONFIG.image_token_id).all()
+    assert new.facts["goes colour"].tolist() == [3, 0]
+    assert new.facts["comes shape"].tolist() == [0, 6]
+    assert new.facts["direction"].tolist() == [0, 0]
+
+
 def test_separate_turns_share_the_frames_of_their_record():
     batch = collator()([IMAGE, CLIP], separate=True)
     assert batch.inputs.input_ids.shape[0] == 3

@@ -1,6 +1,7 @@
 import torch
 
-from llava_mini.data.collate import ClipNouns, FrameThings, NounTokens
+from llava_mini.data.changes import CHANGES
+from llava_mini.data.collate import ClipNouns, FrameChanges, FrameThings, NounTokens, ShownThings
 from llava_mini.training.auxiliary import ThingHeads
 
 NUM_VALUES = {"colour": 3, "shape": 2}
@@ -55,13 +56,17 @@ def test_batches_without_nouns_or_clips_have_a_loss_of_zero():
     )
     assert module.noun_loss(embeds, nouns(present=())) == 0
     assert module.frame_loss(embeds, torch.zeros(0, 8), things) == 0
+    facts = {"colour": none, "shape": none}
+    assert module.shown_loss(embeds, ShownThings(prompts=none, tokens=none.view(0, 1), frames=none, facts=facts)) == 0
+    nothing_new = FrameChanges(prompts=none, tokens=none.view(0, 1), facts=dict.fromkeys(CHANGES, none))
+    assert module.change_loss(embeds, nothing_new) == 0
     assert module.clip_loss(embeds, ClipNouns(prompts=none, tokens=none, trajectories=torch.zeros(0, 6))) == 0
 
 
 def test_the_trajectory_of_a_thing_is_learned_from_the_token_of_its_noun():
     module, hidden = heads(), torch.randn(2, 3, 8)
     trajectories = torch.tensor([[0.1, 0.5, 0.9, 0.5, 0.0, 1.0], [0.9, 0.2, 0.1, 0.2, 0.5, 1.0]])
-    nouns = ClipNouns(prompts=torch.tensor([0, 1]), tokens=torch.tensor([2, 1]), trajectories=trajectories)
+    nouns = ClipNouns(prompts=torch.tensor([0, 1]), tokens=torch.tensor([2, 2]), trajectories=trajectories)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     for _ in range(60):
         loss = module.clip_loss(hidden, nouns)
@@ -70,6 +75,38 @@ def test_the_trajectory_of_a_thing_is_learned_from_the_token_of_its_noun():
         optimizer.step()
     assert float(loss.detach()) < 0.1
     assert module.clip_loss(hidden.flip(0), nouns) > 1
+
+
+def learned(loss_of, module, steps=80):
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(steps):
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss_of().detach())
+
+
+def test_what_frames_show_is_learned_from_their_tokens():
+    module, embeds = heads(), torch.randn(2, 3, 8)
+    facts = {"colour": torch.tensor([0, 2, 1]), "shape": torch.tensor([1, 0, 1])}
+    shown = ShownThings(
+        prompts=torch.tensor([0, 1]), tokens=torch.tensor([[1], [1]]), frames=torch.tensor([0, 0, 1]), facts=facts
+    )
+    assert learned(lambda: module.shown_loss(embeds, shown), module) < 0.1
+    assert module.shown_loss(embeds.flip(0), shown) > 1
+
+
+def test_what_is_new_is_learned_from_the_tokens_of_frames():
+    module, hidden = heads(), torch.randn(2, 3, 8)
+    values = {"colour": torch.tensor([3, -100]), "shape": torch.tensor([0, 2]), "direction": torch.tensor([4, 1])}
+    changes = FrameChanges(
+        prompts=torch.tensor([0, 1]),
+        tokens=torch.tensor([[1], [1]]),
+        facts={name: values[fact] for name, fact in CHANGES.items()},
+    )
+    assert learned(lambda: module.change_loss(hidden, changes), module) < 0.1
+    assert module.change_loss(hidden.flip(0), changes) > 1
 
 
 def test_the_place_in_a_frame_depends_on_the_name():

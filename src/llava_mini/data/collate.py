@@ -7,18 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llava_mini.data.changes import CHANGES, FACTS, IGNORED, FrameChange, changes_of
 from llava_mini.data.records import Noun, Record
 from llava_mini.flow import ModelInputs
 from llava_mini.processor.processor import LlavaMiniProcessor
 
-FACTS = ("colour", "shape", "size")
-"""Properties of things that are known in a drawn world."""
 MAX_NAMES = 4
 """What the one token of a frame shall tell of each thing is asked of pictures with at most so many names."""
 LENGTH_STEP = 8
 """Batches are padded to a multiple of so many tokens: few lengths, so that kernels made for one are used again."""
-IGNORED = -100
-"""Label of a token that is not to be learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +67,32 @@ class FrameThings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownThings:
+    """All that the frames of clips show. N frames and K things in them."""
+
+    prompts: Tensor
+    """[N] int64: which prompt."""
+    tokens: Tensor
+    """[N, Q] int64: the tokens of the frame."""
+    frames: Tensor
+    """[K] int64: which of the N frames."""
+    facts: dict[str, Tensor]
+    """[K] int64 for each property: the number of its value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameChanges:
+    """What is new in the frames of clips against the frame before. N frames; the first of a clip has none before it."""
+
+    prompts: Tensor
+    """[N] int64: which prompt."""
+    tokens: Tensor
+    """[N, Q] int64: the tokens of the frame."""
+    facts: dict[str, Tensor]
+    """[N] int64 for each of ``changes.CHANGES``: the number of its value, ``IGNORED`` where there is no telling."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
     """One step's records as tensors."""
 
@@ -80,6 +103,8 @@ class TrainingBatch:
     nouns: NounTokens
     clip_nouns: ClipNouns
     frame_things: FrameThings
+    shown_things: ShownThings
+    frame_changes: FrameChanges
 
 
 class Collator:
@@ -142,6 +167,8 @@ class Collator:
             nouns=self._nouns(records, asked),
             clip_nouns=self._clip_nouns(records, asked),
             frame_things=self._frame_things(records, ids, repeats),
+            shown_things=self._shown_things(records, ids, repeats),
+            frame_changes=self._frame_changes(records, ids, repeats),
         )
 
     def _nouns(self, records: Sequence[Record], asked: Tensor) -> NounTokens:
@@ -183,14 +210,11 @@ class Collator:
     def _frame_things(self, records: Sequence[Record], ids: Tensor, repeats: Sequence[int]) -> FrameThings:
         """Pair each frame with the names of things in its record, in the first of the prompts that share it."""
         found: list[tuple[int, list[int], list[int], tuple[float, float] | None]] = []
-        prompt = 0
-        for repeat in repeats:
+        for prompt, frames in self._frames(ids, repeats):
             record = records[prompt]
-            frames = (ids[prompt] == self.image_token_id).nonzero().view(-1, self.tokens_per_frame).tolist()
             for noun in record.things if frames and len(record.things) <= MAX_NAMES else ():
                 name = self._ids_of(noun)[-2:]
                 found += [(prompt, tokens, name, place) for tokens, place in zip(frames, noun.path, strict=True)]
-            prompt += repeat
         places = [place for _, _, _, place in found]
         return FrameThings(
             prompts=torch.tensor([prompt for prompt, _, _, _ in found], dtype=torch.long),
@@ -199,6 +223,47 @@ class Collator:
             present=torch.tensor([int(place is not None) for place in places], dtype=torch.long),
             places=torch.tensor([place or (0.0, 0.0) for place in places], dtype=torch.float32).view(-1, 2),
         )
+
+    def _shown_things(self, records: Sequence[Record], ids: Tensor, repeats: Sequence[int]) -> ShownThings:
+        """List what each frame of a clip shows, in the first of the prompts that share it."""
+        frames: list[tuple[int, list[int]]] = []
+        found: list[tuple[int, Noun]] = []
+        for prompt, places in self._frames(ids, repeats):
+            things = records[prompt].things if records[prompt].video else ()
+            for number, tokens in enumerate(places if things else ()):
+                found += [(len(frames), noun) for noun in things if noun.path[number] is not None]
+                frames.append((prompt, tokens))
+        return ShownThings(
+            prompts=torch.tensor([prompt for prompt, _ in frames], dtype=torch.long),
+            tokens=torch.tensor([tokens for _, tokens in frames]).long().view(-1, self.tokens_per_frame),
+            frames=torch.tensor([frame for frame, _ in found], dtype=torch.long),
+            facts={
+                name: torch.tensor([dict(noun.facts).get(name, IGNORED) for _, noun in found], dtype=torch.long)
+                for name in FACTS
+            },
+        )
+
+    def _frame_changes(self, records: Sequence[Record], ids: Tensor, repeats: Sequence[int]) -> FrameChanges:
+        """Find what is new in each frame of a clip, in the first of the prompts that share it."""
+        found: list[tuple[int, list[int], FrameChange]] = []
+        for prompt, frames in self._frames(ids, repeats):
+            record = records[prompt]
+            for tokens, change in zip(frames[1:], changes_of(record.things if record.video else ()), strict=False):
+                found.append((prompt, tokens, change))
+        return FrameChanges(
+            prompts=torch.tensor([prompt for prompt, _, _ in found], dtype=torch.long),
+            tokens=torch.tensor([tokens for _, tokens, _ in found]).long().view(-1, self.tokens_per_frame),
+            facts={name: torch.tensor([change[name] for _, _, change in found], dtype=torch.long) for name in CHANGES},
+        )
+
+    def _frames(self, ids: Tensor, repeats: Sequence[int]) -> list[tuple[int, list[list[int]]]]:
+        """Return the first of the prompts that share frames, with the tokens of each frame: [frames] of [Q]."""
+        found, prompt = [], 0
+        for repeat in repeats:
+            places = (ids[prompt] == self.image_token_id).nonzero()
+            found.append((prompt, places.view(-1, self.tokens_per_frame).tolist()))
+            prompt += repeat
+        return found
 
     def _ends_of(self, noun: Noun, row: Sequence[int]) -> list[int]:
         """Return the places of the last token of each mention of a noun in the ids of a prompt."""

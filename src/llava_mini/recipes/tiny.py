@@ -88,11 +88,11 @@ class TinySettings:
     """One step of so many in stage 2 has conversations; in the others each question stands alone."""
     clip_start: float = 0.1
     """Share of stage 2 after which clips are asked about too."""
-    clip_turns: int = 3
+    clip_turns: int = 2
     """Most questions about a clip in stage 2. Another clip teaches more than more questions, which cost as much."""
     emphasis: dict[str, float] = field(default_factory=lambda: dict(EMPHASIS))
     """How much more often stage 2 asks some kinds of questions than ``world`` says."""
-    finishing_rate: float = 3e-4
+    finishing_rate: float = 8e-4
     finishing_emphasis: dict[str, float] = field(default_factory=lambda: dict(FINISHING_EMPHASIS))
     """Takes the place of ``emphasis`` there."""
     finishing_clips: float = 0.6
@@ -141,7 +141,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
         alignment_steps=1500,
         stage_1_steps=100,
         stage_2_steps=8000,
-        finishing_steps=1200,
+        finishing_steps=7000,
     )
     if minutes is None:
         return full
@@ -151,7 +151,7 @@ def tiny_settings(*, smoke: bool = False, minutes: float | None = None) -> TinyS
     return replace(full, **{name: max(round(getattr(full, name) * minutes / FULL_MINUTES), 1) for name in names})
 
 
-FULL_MINUTES = 150
+FULL_MINUTES = 215
 """About how long the full run takes on two cores with bfloat16 matrix units."""
 
 

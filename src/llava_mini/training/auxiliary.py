@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llava_mini.data.collate import IGNORED, ClipNouns, FrameThings, NounTokens
+from llava_mini.data.changes import CHANGES, DIRECTIONS, IGNORED
+from llava_mini.data.collate import ClipNouns, FrameChanges, FrameThings, NounTokens, ShownThings
 
 BINS = 12
 """Places along an axis, and moments of a clip, that the heads tell apart."""
@@ -63,7 +64,13 @@ class ThingHeads(nn.Module):
         self.num_values = dict(num_values)
         self.of_noun = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 + 2 * BINS + sum(num_values.values())))
         self.of_frame = FrameHead(width)
+        shown = nn.Linear(width, self.num_values["colour"] * self.num_values["shape"])
+        nn.init.constant_(shown.bias, -3.5)  # most things are not there
+        self.of_shown = nn.Sequential(nn.LayerNorm(width), shown)
         self.of_clip_noun = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * BINS))
+        numbers = {**num_values, "direction": DIRECTIONS}
+        self.num_changes = {name: 1 + numbers[fact] for name, fact in CHANGES.items()}
+        self.of_change = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.num_changes.values())))
 
     def noun_loss(self, embeds: Tensor, nouns: NounTokens) -> Tensor:
         """Return the mean loss on what fused nouns tell; 0 when the batch names nothing.
@@ -102,6 +109,41 @@ class ThingHeads(nn.Module):
             nouns: Which tokens, and the right trajectories.
         """
         return _place_loss(self.of_clip_noun(hidden[nouns.prompts, nouns.tokens]), nouns.trajectories)
+
+    def shown_loss(self, embeds: Tensor, shown: ShownThings) -> Tensor:
+        """Return the loss, for each thing, on which colours of which shapes a frame shows; 0 without clips.
+
+        It is read off by one linear layer: a frame's token becomes a sum over things, and the difference of two
+        frames what has changed between them.
+
+        Args:
+            embeds: [B, T, D], what the language model reads.
+            shown: Which tokens, and all that is there.
+        """
+        logits = self.of_shown(embeds[shown.prompts[:, None], shown.tokens].mean(1)).float()  # [N, colours * shapes]
+        if not len(shown.frames):
+            return logits.sum()
+        known = (shown.facts["colour"] != IGNORED) & (shown.facts["shape"] != IGNORED)
+        names = shown.facts["colour"] * self.num_values["shape"] + shown.facts["shape"]
+        there = torch.zeros_like(logits)
+        there[shown.frames[known], names[known]] = 1
+        losses = functional.binary_cross_entropy_with_logits(logits, there, reduction="sum")
+        return losses / len(shown.frames)
+
+    def change_loss(self, hidden: Tensor, changes: FrameChanges) -> Tensor:
+        """Return the loss on what the tokens of frames, in the mean, tell of what is new; 0 without clips.
+
+        Args:
+            hidden: [B, T, D], from within the language model.
+            changes: Which tokens, and the right answers.
+        """
+        logits = self.of_change(hidden[changes.prompts[:, None], changes.tokens].mean(1)).float()  # [N, all values]
+        parts = logits.split(tuple(self.num_changes.values()), dim=-1)
+        losses = []
+        for name, values in zip(self.num_changes, parts, strict=True):
+            known = changes.facts[name] != IGNORED
+            losses.append(_mean_loss(values[known], changes.facts[name][known]))
+        return torch.stack(losses).mean()
 
 
 def _place_loss(logits: Tensor, places: Tensor) -> Tensor:

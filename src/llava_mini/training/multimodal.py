@@ -218,11 +218,19 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     noun = heads.noun_loss(fused.inputs_embeds, batch.nouns)
     frame = heads.frame_loss(fused.inputs_embeds, words, batch.frame_things)
     clip = heads.clip_loss(output.hidden_states[-2], batch.clip_nouns)
-    parts = {"answer": answers.total}
-    asked = {"noun": batch.nouns.tokens, "frame": batch.frame_things.tokens, "clip": batch.clip_nouns.tokens}
-    parts |= {name: loss for name, loss in (("noun", noun), ("frame", frame), ("clip", clip)) if len(asked[name])}
+    change = heads.change_loss(output.hidden_states[len(output.hidden_states) // 2], batch.frame_changes)
+    shown = heads.shown_loss(fused.inputs_embeds, batch.shown_things)
+    losses = {"noun": noun, "frame": frame, "clip": clip, "shown": shown, "change": change}
+    asked = {
+        "noun": batch.nouns.tokens,
+        "frame": batch.frame_things.tokens,
+        "clip": batch.clip_nouns.tokens,
+        "shown": batch.shown_things.tokens,
+        "change": batch.frame_changes.tokens,
+    }
+    parts = {"answer": answers.total} | {name: loss for name, loss in losses.items() if len(asked[name])}
     return Losses(
-        total=answers.total + thing_weight * (noun + frame + clip),
+        total=answers.total + thing_weight * torch.stack(tuple(losses.values())).sum(),
         parts={name: float(loss.detach()) for name, loss in parts.items()},
         right=answers.right,
     )

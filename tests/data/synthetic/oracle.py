@@ -14,7 +14,10 @@ PLURALS = {f"{shape}{'es' if shape == 'cross' else 's'}": shape for shape in SHA
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 VERBS = {"moves": "move", "appears": "appear", "disappears": "disappear", "changes color": "change color"}
 
-SECOND_FIRST = re.compile(r"on which side of|(?:left or right of|above or below|before or after) the [a-z ]+: ")
+SECOND_FIRST = re.compile(
+    r"on which side of|is it before or after the [a-z ]+ that the |"
+    r"(?:left or right of|above or below|before or after) the [a-z ]+: "
+)
 """Wordings that name what is asked about after what it is compared with."""
 
 

@@ -88,12 +88,12 @@ class Clip:
 
     def nouns(self) -> tuple[Noun, ...]:
         """Return every name that a thing has in some frame, with its place in the frames where it has it."""
-        names = sorted({thing.name for track in self.tracks for thing in track if thing is not None})
+        named = {thing.name: thing for track in self.tracks for thing in track if thing is not None}
         found = []
-        for name in names:
+        for name in sorted(named):
             moments = [[thing for thing in frame.things if thing.name == name] for frame in self.frames]
             path = tuple((things[0].x / CANVAS, things[0].y / CANVAS) if things else None for things in moments)
-            found.append(Noun(phrase=name, path=path))
+            found.append(Noun(phrase=name, path=path, facts=named[name].facts))
         return tuple(found)
 
     def describe(self) -> str:

@@ -313,12 +313,7 @@ def plural(name: str) -> str:
 
 def noun_of(phrase: str, thing: Thing) -> Noun:
     """Return a phrase that names a thing, with place, colour, shape and size of the thing."""
-    facts = {
-        "colour": tuple(COLOURS).index(thing.colour),
-        "shape": SHAPES.index(thing.shape),
-        "size": tuple(SIZES).index(thing.size),
-    }
-    return Noun(phrase=phrase, path=((thing.x / CANVAS, thing.y / CANVAS),), facts=tuple(facts.items()))
+    return Noun(phrase=phrase, path=((thing.x / CANVAS, thing.y / CANVAS),), facts=thing.facts)
 
 
 def _only(rng: random.Random, things: Sequence[Thing], key: Callable[[Thing], str]) -> Thing | None:

@@ -79,6 +79,15 @@ class Thing:
         return f"{self.colour} {self.shape}"
 
     @property
+    def facts(self) -> tuple[tuple[str, int], ...]:
+        """Its properties, each with the number of its value."""
+        return (
+            ("colour", tuple(COLOURS).index(self.colour)),
+            ("shape", SHAPES.index(self.shape)),
+            ("size", tuple(SIZES).index(self.size)),
+        )
+
+    @property
     def rgb(self) -> tuple[int, int, int]:
         """The colour it is painted in."""
         red, green, blue = (
