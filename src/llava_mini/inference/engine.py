@@ -1,30 +1,37 @@
 """The engine: a loaded model and its processor, answering questions about images and video.
 
-Everything goes through ``stream_messages``. Frames pass through the model chunk by chunk while they
-are decoded, so memory does not grow with the film.
+Frames pass through the model chunk by chunk while they are decoded, so memory does not grow with the film. What
+frames need only once is kept for the next question, and so are the language model's keys and values; answers
+are those of an engine that keeps nothing.
 """
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Self, cast
 
 import torch
 from torch import Tensor
 
-from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
+from llava_mini.flow import FusedPrompt, ModelInputs
 from llava_mini.inference.answer import Answer, AnswerStream
 from llava_mini.inference.conversation import Conversation
 from llava_mini.inference.detokenize import text_pieces
+from llava_mini.inference.frame_reader import FrameReader, Kept, Reading
 from llava_mini.inference.loading import load
 from llava_mini.inference.media import Media, Message, Part, media_parts, user_message
+from llava_mini.inference.prompt_cache import PromptCache, PromptKey
 from llava_mini.inference.stats import Clock, Stats, timed_parts
+from llava_mini.inference.tensor_cache import TensorCache
 from llava_mini.inference.torch_backend import generate_tokens, stop_ids
+from llava_mini.inference.weights import Weights
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.processor.media_stream import MediaStream
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.processor.video import FrameSampling
 
@@ -55,12 +62,58 @@ class AnswerSettings:
         FrameSampling(num_frames=self.num_frames, fps=self.fps, all_frames=self.all_frames)  # refuses what is wrong
 
 
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """What an engine keeps for later questions. It never changes an answer, only what an answer takes."""
+
+    frame_bytes: int = 2**30
+    """Most bytes of the CPU's memory for frames; those not used for longest go first. 0: nothing is kept there."""
+    prompt_bytes: int = 2**30
+    """Most bytes of the device's memory for the language model's keys and values of earlier prompts."""
+    folder: Path | None = None
+    """Where frames are kept on disk, for this process and later ones. It grows without a limit. None: nowhere."""
+    kept: Kept = "keys_values"
+    """Of a frame: all that a question needs, or ``features``, the vision tower's output, which takes a fraction of the
+    room and leaves reduction, projection and pre-fusion to be run again."""
+
+
+NO_CACHING = Caching(frame_bytes=0, prompt_bytes=0)
+"""Everything is computed for every question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """A prompt before the language model."""
+
+    fused: FusedPrompt
+    key: PromptKey
+
+
 class Engine:
     """A model that answers. ``Engine.load`` makes one from a name; or give a model and its processor."""
 
-    def __init__(self, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor) -> None:
+    def __init__(
+        self, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, caching: Caching | None = None
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            model: answers.
+            processor: the model's.
+            caching: what is kept for later questions. None: what ``Caching()`` says.
+
+        Raises:
+            ValueError: a budget is negative, or the folder is a file.
+        """
+        caching = caching or Caching()
         self.model = model.eval()
         self.processor = processor
+        self.frames = TensorCache(caching.frame_bytes, caching.folder)
+        """What is kept of frames; ``frames.stats`` has the hit rate, ``frames.clear()`` forgets."""
+        self.prompts = PromptCache(caching.prompt_bytes)
+        """What is kept of earlier prompts; ``prompts.clear()`` forgets."""
+        self._reader = FrameReader(self.model, self.frames, caching.kept)
+        self._language_weights = Weights([self.model.language_model])
         self._fusing = Lock()
 
     @classmethod
@@ -70,6 +123,7 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         quantization: str | None = None,
+        caching: Caching | None = None,
     ) -> Self:
         """Load a model and its processor.
 
@@ -78,12 +132,13 @@ class Engine:
             device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None: the fastest there is.
             dtype: ``float32``, ``bfloat16`` or ``float16``. None: what suits device and size.
             quantization: ``int8`` for a language model in 8 bits. None: no quantization.
+            caching: what is kept for later questions. None: what ``Caching()`` says.
 
         Raises:
             ValueError: no such model, device or number format; weights that do not fit the configuration; or not
                 enough memory.
         """
-        return cls(*load(model, device, dtype, quantization))
+        return cls(*load(model, device, dtype, quantization), caching)
 
     def ask(
         self,
@@ -153,6 +208,45 @@ class Engine:
         )
         return self.stream_messages([user_message(question, media_parts(media))], settings, progress)
 
+    def ask_all(
+        self,
+        questions: Sequence[str],
+        media: Media = (),
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        all_frames: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Answer]:
+        """Answer several questions about the same images and videos, which are read once for all of them.
+
+        The answers are those of ``ask``, each question standing alone.
+
+        Args:
+            questions: what to ask.
+            media: as in ``ask``, like all others.
+            max_tokens: as in ``ask``.
+            temperature: as in ``ask``.
+            num_frames: as in ``ask``.
+            fps: as in ``ask``.
+            all_frames: as in ``ask``.
+            progress: called with the number of frames read so far.
+        """
+        if isinstance(questions, str) or not questions:
+            raise ValueError("ask_all takes a list of questions with at least one. For a single question there is ask.")
+        settings = AnswerSettings(
+            max_tokens=max_tokens, temperature=temperature, num_frames=num_frames, fps=fps, all_frames=all_frames
+        )
+        parts, stats = media_parts(media), [Stats() for _ in questions]
+        conversations = [[user_message(question, parts)] for question in questions]
+        prompts = self._fuse(conversations, settings, progress, stats)
+        return [
+            Answer("".join(self._continue(prompt, settings, counts)), counts)
+            for prompt, counts in zip(prompts, stats, strict=True)
+        ]
+
     def chat(
         self, media: Media = (), settings: AnswerSettings | None = None, progress: Progress | None = None
     ) -> Conversation:
@@ -175,47 +269,73 @@ class Engine:
     def _pieces(
         self, messages: list[Message], settings: AnswerSettings, progress: Progress | None, stats: Stats
     ) -> Generator[str]:
-        fused = self._fuse(messages, settings, progress, stats)
-        room = self._context - fused.inputs_embeds.shape[1]
+        (prompt,) = self._fuse([messages], settings, progress, [stats])
+        yield from self._continue(prompt, settings, stats)
+
+    def _continue(self, prompt: _Prompt, settings: AnswerSettings, stats: Stats) -> Generator[str]:
+        """Give the answer to a prompt, piece by piece."""
+        length = prompt.fused.inputs_embeds.shape[1]
+        room = self._context - length
         if settings.max_tokens > room:
             warnings.warn(
-                f"max_tokens is cut from {settings.max_tokens} to {room}: the prompt has "
-                f"{fused.inputs_embeds.shape[1]} tokens and the model's context {self._context}.",
+                f"max_tokens is cut from {settings.max_tokens} to {room}: the prompt has {length} tokens and the "
+                f"model's context {self._context}.",
                 stacklevel=2,
             )
-        with closing(self._tokens(fused, min(settings.max_tokens, room), settings.temperature, stats)) as tokens:
+        with closing(self._tokens(prompt, min(settings.max_tokens, room), settings.temperature, stats)) as tokens:
             yield from text_pieces(tokens, self._decode)
 
     @torch.inference_mode()
     def _fuse(
-        self, messages: list[Message], settings: AnswerSettings, progress: Progress | None, stats: Stats
-    ) -> FusedPrompt:
-        """Everything before the language model. Fills the counts and times of ``stats`` up to there."""
-        clock = Clock(stats.seconds, self.model.device)
-        inputs = self.processor.stream(
-            messages, num_frames=settings.num_frames, fps=settings.fps, all_frames=settings.all_frames
-        )
-        inputs = _to_device(inputs, self.model.device)
+        self,
+        conversations: Sequence[list[Message]],
+        settings: AnswerSettings,
+        progress: Progress | None,
+        stats: Sequence[Stats],
+    ) -> list[_Prompt]:
+        """Everything before the language model, for conversations about the same media.
+
+        Fills the counts and times of ``stats`` up to there; each conversation gets its share of the time.
+        """
+        inputs = [
+            self.processor.stream(
+                messages, num_frames=settings.num_frames, fps=settings.fps, all_frames=settings.all_frames
+            )
+            for messages in conversations
+        ]
+        media = cast("MediaStream | None", inputs[0].pixel_values)
         tokens_per_frame = self.model.config.tokens_per_frame
-        num_slots = int((inputs.input_ids == self.model.config.image_token_id).sum())
-        stats.text_tokens = inputs.input_ids.shape[1] - num_slots
+        num_slots = len(media) if media is not None else 0
+        for one, counts in zip(inputs, stats, strict=True):
+            counts.text_tokens = one.input_ids.shape[1] - num_slots
+            self._check_length(counts, num_slots)
+            if settings.num_frames is not None and any(part["type"] == "video" for part in _parts(conversations[0])):
+                promised = settings.num_frames * tokens_per_frame
+                self._check_length(replace(counts, frames=settings.num_frames, vision_tokens=promised), num_slots)
 
         def count(num_frames: int) -> None:
-            stats.frames += num_frames
-            stats.vision_tokens += num_frames * tokens_per_frame
-            self._check_length(stats, num_slots)
+            for counts in stats:
+                counts.frames += num_frames
+                counts.vision_tokens += num_frames * tokens_per_frame
+                self._check_length(counts, num_slots)
             if progress is not None:
-                progress(stats.frames)
+                progress(stats[0].frames)
 
-        self._check_length(stats, num_slots)
-        if settings.num_frames is not None and any(part["type"] == "video" for part in _parts(messages)):
-            promised = settings.num_frames * tokens_per_frame
-            self._check_length(replace(stats, frames=settings.num_frames, vision_tokens=promised), num_slots)
-        if inputs.pixel_values is not None:
-            chunks = _CountedChunks(cast("Iterator[FrameChunk]", inputs.pixel_values), clock, count)
-            inputs = replace(inputs, pixel_values=chunks)
+        batch, reading, shared = _to_device(_joined(inputs), self.model.device), Reading(), Stats()
+        clock = Clock(shared.seconds, self.model.device)
         with self._fusing, timed_parts(self.model, clock):
-            return self.model.fuse(inputs)
+            if media is None:
+                fused = self.model.fuse(batch)
+            else:
+                text = self.model.text_before_frames(batch)
+                with closing(self._reader.read(media, text, reading, clock, count)) as chunks:
+                    fused = self.model.fuse(replace(batch, pixel_values=chunks))
+        for counts in stats:
+            counts.cached_frames = reading.num_cached
+            for part, seconds in shared.seconds.items():
+                counts.seconds[part] += seconds / len(stats)
+        context = (self._language_weights.stamp(), *reading.keys)
+        return [_prompt(fused, row, context) for row in range(len(inputs))]
 
     def _check_length(self, stats: Stats, num_slots: int) -> None:
         """Refuse a prompt as soon as it is longer than the model's context less one place for the answer."""
@@ -235,17 +355,27 @@ class Engine:
             f"answer. {advice}"
         )
 
-    def _tokens(self, fused: FusedPrompt, max_tokens: int, temperature: float, stats: Stats) -> Generator[int]:
+    def _tokens(self, prompt: _Prompt, max_tokens: int, temperature: float, stats: Stats) -> Generator[int]:
         """Ids of the answer. Fills the rest of ``stats``."""
-        token_id, before = -1, time.perf_counter()
-        made = generate_tokens(self.model, fused, max_tokens=max_tokens, temperature=temperature)
-        with closing(made):
-            for token_id, at in made:
-                stats.seconds["generation" if stats.answer_tokens else "prefill"] += at - before
-                stats.answer_tokens += 1
-                before = at
-                yield token_id
-        stats.finish_reason = "stop" if token_id in stop_ids(self.model) else "length"
+        cache = self.prompts.take(prompt.key)
+        stats.cached_tokens = cache.get_seq_length()
+        ids, before, whole = [-1], time.perf_counter(), False
+        made = generate_tokens(self.model, prompt.fused, max_tokens=max_tokens, temperature=temperature, cache=cache)
+        try:
+            with closing(made):
+                for token_id, at in made:
+                    stats.seconds["generation" if stats.answer_tokens else "prefill"] += at - before
+                    stats.answer_tokens += 1
+                    before = at
+                    ids.append(token_id)
+                    whole = True
+                    yield token_id
+                    whole = False
+            whole = True
+        finally:
+            if whole:  # and not broken off by an error, which may leave some layers without the last positions
+                self.prompts.put(prompt.key.extended(ids[1:]), cache)
+        stats.finish_reason = "stop" if ids[-1] in stop_ids(self.model) else "length"
 
     def _decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -261,17 +391,34 @@ def _parts(messages: list[Message]) -> Iterator[Part]:
         yield from (part for part in message["content"] if isinstance(part, dict))
 
 
-class _CountedChunks(Iterator[FrameChunk]):
-    """Chunks of frames on their way to the model, none of them held back, with the time they take to make."""
+def _joined(inputs: Sequence[ModelInputs]) -> ModelInputs:
+    """Put prompts into one batch, padded on the right."""
+    if len(inputs) == 1:
+        return inputs[0]
 
-    def __init__(self, chunks: Iterator[FrameChunk], clock: Clock, count: Callable[[int], None]) -> None:
-        self._next = clock.timed("media", iter(chunks).__next__)
-        self._count = count
+    def padded(name: str) -> Tensor:
+        rows = [getattr(one, name)[0] for one in inputs]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
-    def __next__(self) -> FrameChunk:
-        chunk = self._next()
-        self._count(chunk.pixel_values.shape[0])
-        return chunk
+    return replace(
+        inputs[0],
+        input_ids=padded("input_ids"),
+        attention_mask=padded("attention_mask"),
+        answer_mask=padded("answer_mask"),
+    )
+
+
+def _prompt(fused: FusedPrompt, row: int, context: tuple[str, ...]) -> _Prompt:
+    """One prompt of a batch, without its padding."""
+    length = int(fused.attention_mask[row].sum())
+    one = FusedPrompt(
+        inputs_embeds=fused.inputs_embeds[row : row + 1, :length],
+        attention_mask=fused.attention_mask[row : row + 1, :length],
+        input_ids=fused.input_ids[row : row + 1, :length],
+        is_fused=fused.is_fused[row : row + 1, :length],
+        num_frames=fused.num_frames[row : row + 1],
+    )
+    return _Prompt(fused=one, key=PromptKey(context=context, ids=one.input_ids[0].cpu(), fused=one.is_fused[0].cpu()))
 
 
 def _to_device(inputs: ModelInputs, device: torch.device) -> ModelInputs:

@@ -23,7 +23,13 @@ PARTS: dict[Part, str] = {
 }
 """The parts of an answer in their order, with the names that people read."""
 
-_METHODS: dict[str, Part] = {"encode_frames": "vision", "reduce_frames": "reduction", "read": "prefusion"}
+_METHODS: dict[str, Part] = {
+    "encode_frames": "vision",
+    "reduce_frames": "reduction",
+    "read": "prefusion",
+    "read_first": "prefusion",
+    "read_again": "prefusion",
+}
 """What a model calls for each part on the way from pixels to a fused prompt."""
 
 
@@ -37,6 +43,10 @@ class Stats:
     """Tokens of the prompt that are frames."""
     frames: int = 0
     """Images and video frames."""
+    cached_frames: int = 0
+    """Of these, frames that did not go through the vision tower: known from before, or the same as one beside them."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that the language model knew from an earlier prompt."""
     answer_tokens: int = 0
     """Tokens of the answer, with the one that ends it."""
     finish_reason: Literal["", "stop", "length"] = ""

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from llava_mini.flow import FusedPrompt
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+
+PREFILL_TOKENS = 2048
+"""Most tokens of a prompt that the language model reads at a time."""
 
 
 class Token(NamedTuple):
@@ -28,7 +31,12 @@ class Token(NamedTuple):
 
 
 def generate_tokens(
-    model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, *, max_tokens: int, temperature: float
+    model: LlavaMiniForConditionalGeneration,
+    fused: FusedPrompt,
+    *,
+    max_tokens: int,
+    temperature: float,
+    cache: DynamicCache | None = None,
 ) -> Generator[Token]:
     """The tokens of an answer, one by one, the one that ends it included.
 
@@ -39,7 +47,10 @@ def generate_tokens(
         fused: one prompt.
         max_tokens: stop after so many.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        cache: keys and values of the first positions of the prompt, maybe none. Those of the others and of the
+            answer are added.
     """
+    cache = DynamicCache() if cache is None else cache
     tokens: SimpleQueue[Token | BaseException | None] = SimpleQueue()
     stop = Event()
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature}
@@ -48,8 +59,10 @@ def generate_tokens(
     def work() -> None:
         try:
             with torch.inference_mode():
+                _prefill(model, fused, cache, stop)
                 model.generate(
                     fused=fused,
+                    past_key_values=cache,
                     max_new_tokens=max_tokens,
                     pad_token_id=_pad_token_id(model),
                     streamer=cast(Any, _Feed(tokens)),
@@ -71,6 +84,14 @@ def generate_tokens(
         stop.set()
         if thread.is_alive():
             thread.join()
+
+
+def _prefill(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, cache: DynamicCache, stop: Event) -> None:
+    """Run a long prompt through the language model in pieces, up to the last of them."""
+    length = fused.inputs_embeds.shape[1]
+    while (start := cache.get_seq_length()) < length - PREFILL_TOKENS and not stop.is_set():
+        piece = fused.inputs_embeds[:, start : start + PREFILL_TOKENS].to(model.dtype)
+        model.language_model.get_decoder()(inputs_embeds=piece, past_key_values=cache, use_cache=True)
 
 
 def stop_ids(model: LlavaMiniForConditionalGeneration) -> set[int]:

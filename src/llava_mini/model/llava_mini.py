@@ -6,6 +6,7 @@
 which stays as transformers wrote it (paper, appendix E.3).
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -17,10 +18,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
+from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
 from llava_mini.model.positions import sine_cosine_2d
-from llava_mini.model.prefusion import Fused, KeysValues, Prefusion
+from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
 from llava_mini.model.projector import Projector
 from llava_mini.model.reducers import QueryReducer, build_reducer
@@ -128,20 +129,55 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         """Pre-fusion of frames [F, P, D], [F, Q, D] and their text [F, T, D]; without it, nothing changes."""
         if self.prefusion is None:
             return Fused(reduced, text, ())
-        assert patches is not None
-        from_prefusion = self.config.vision_tokens_from == "prefusion"
-        duplicated = self.config.reducer == "identity"
-        rows = torch.cat([patches, reduced], dim=1) if from_prefusion and not duplicated else patches
-        fused = self.prefusion(rows, text, num_outputs=reduced.shape[1] if from_prefusion else 0)
-        return fused if from_prefusion else Fused(reduced, fused.text, fused.keys_values)
+        fused = self.prefusion(self._vision_rows(patches, reduced), text, num_outputs=self._num_outputs(reduced))
+        return Fused(fused.vision if self._num_outputs(reduced) else reduced, fused.text, fused.keys_values)
 
-    def read_again(self, keys_values: tuple[KeysValues, ...], text: Tensor) -> Tensor:
-        """Pre-fusion of another text [F, T, D] about frames that were read before."""
+    def see(self, pixel_values: Tensor, text: Tensor) -> SeenFrames:
+        """All that any question will need of some frames.
+
+        Args:
+            pixel_values: [F, V, 3, H, W].
+            text: [N, D], the text before the first frame, from ``text_before_frames``.
+        """
+        return self.read_first(*self.reduce_frames(self.encode_frames(pixel_values)), text)
+
+    def read_first(self, patches: Tensor | None, reduced: Tensor, text: Tensor) -> SeenFrames:
+        """Pre-fusion of frames [F, P, D], [F, Q, D] and of the text [N, D] before the first of them."""
+        text = text.expand(len(reduced), -1, -1)
         if self.prefusion is None:
+            return SeenFrames(vision=reduced, text=text, keys_values=())
+        rows = torch.cat([self._vision_rows(patches, reduced), text], dim=1)  # [F, P + Q + N, D]
+        num_vision, num_text = self._num_outputs(reduced), text.shape[1]
+        fused = self.prefusion(rows, num_outputs=num_vision + num_text)
+        last = rows[:, :0] if fused.vision is None else fused.vision
+        vision, text = last.split((num_vision, num_text), dim=1)
+        return SeenFrames(vision=vision if num_vision else reduced, text=text, keys_values=fused.keys_values)
+
+    def _vision_rows(self, patches: Tensor | None, reduced: Tensor) -> Tensor:
+        """What pre-fusion reads of frames before any text."""
+        assert patches is not None
+        both = self._num_outputs(reduced) and self.config.reducer != "identity"  # whose patches are not read twice
+        return torch.cat([patches, reduced], dim=1) if both else patches
+
+    def _num_outputs(self, reduced: Tensor) -> int:
+        """Vision rows that pass through pre-fusion for the language model."""
+        return reduced.shape[1] if self.config.vision_tokens_from == "prefusion" else 0
+
+    def read_again(self, keys_values: tuple[KeysValues, ...], text: Tensor, num_texts: int = 1) -> Tensor:
+        """Pre-fusion of other text about frames that were read before: ``num_texts`` of equal length in [F, T, D]."""
+        if self.prefusion is None or text.shape[1] == 0:
             return text
-        fused = self.prefusion(keys_values, text).text
+        fused = self.prefusion(keys_values, text, num_texts=num_texts).text
         assert fused is not None
         return fused
+
+    def text_before_frames(self, inputs: ModelInputs) -> Tensor:
+        """Embeddings [N, D] of the text before the first frame, as far as it is the same in all prompts."""
+        is_image, visible = inputs.input_ids == self.config.image_token_id, self._fusible(inputs)
+        before = visible & (is_image.cumsum(1) == 0) & is_image.any(1, keepdim=True)
+        rows = [row[mask].tolist() for row, mask in zip(inputs.input_ids, before, strict=True)]
+        same = [column[0] for column in itertools.takewhile(lambda ids: len({*ids}) == 1, zip(*rows, strict=False))]
+        return self.get_input_embeddings()(torch.tensor(same, dtype=torch.long, device=inputs.input_ids.device))
 
     # The seam.
 
@@ -149,7 +185,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         """Turn ids and pixels into the embeddings that the language model reads.
 
         Frames pass through in groups of ``frames_per_pass``. Text is fused with each frame of its
-        prompt and averaged over them in float32; prompts without frames stay as they are.
+        prompt and averaged over them in float32; prompts without frames stay as they are. Prompts about the same
+        streamed frames share one pass over them.
 
         Raises:
             ValueError: frames and their places do not agree, or there is no frame where one was promised.
@@ -162,12 +199,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         is_image = ids == config.image_token_id
         embeds = self.get_input_embeddings()(ids.masked_fill(is_image, 0))  # [B, T, D]
         mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
-        visible = splice.fusible(
-            inputs,
-            image_token_id=cast(int, config.image_token_id),
-            fuse_token_id_zero=config.fuse_token_id_zero,
-            fuse_answers=config.fuse_answers,
-        )
+        visible = self._fusible(inputs)
         packed = splice.pack(embeds, visible)
 
         streamed = inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor)
@@ -178,18 +210,18 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             tokens, text = self._pass_frames(self._groups(inputs.pixel_values, prompt_of_frame), packed.embeds)
             copies = []
         else:
-            if len(ids) != 1:
-                raise ValueError(f"Streamed frames go with one prompt, got {len(ids)}. Fuse the prompts one by one.")
-            slots = _Slots(int(is_image.sum()))
-            tokens, text = self._pass_frames(slots.groups(inputs, self.device, self.frames_per_pass), packed.embeds)
+            slots = _Slots(is_image.sum(1).tolist())
+            tokens, text = self._pass_shared(slots.groups(inputs, self.device, self.frames_per_pass), packed.embeds)
+            tokens = tokens * len(ids)
             copies = [count * config.tokens_per_frame for count in slots.counts]
-            frames = torch.tensor([sum(slots.counts)], device=ids.device)
+            frames = torch.full((len(ids),), sum(slots.counts), device=ids.device)
 
         embeds = splice.unpack(embeds, text / frames.clamp(min=1)[:, None, None], packed, frames > 0)
+        visible &= (frames > 0)[:, None]
         labels = None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100)
         if streamed:
             embeds = splice.widen(embeds, is_image, copies)
-            mask, ids = splice.widen(mask, is_image, copies), splice.widen(ids, is_image, copies)
+            mask, ids, visible = (splice.widen(values, is_image, copies) for values in (mask, ids, visible))
             labels = None if labels is None else splice.widen(labels, is_image, copies)
             is_image = ids == config.image_token_id
         if tokens:
@@ -198,8 +230,18 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             inputs_embeds=embeds,
             attention_mask=mask,
             input_ids=ids,
+            is_fused=visible,
             labels=labels,
             num_frames=tuple(frames.tolist()),
+        )
+
+    def _fusible(self, inputs: ModelInputs) -> Tensor:
+        """Which tokens pre-fusion reads: [B, T] bool."""
+        return splice.fusible(
+            inputs,
+            image_token_id=cast(int, self.config.image_token_id),
+            fuse_token_id_zero=self.config.fuse_token_id_zero,
+            fuse_answers=self.config.fuse_answers,
         )
 
     def _groups(self, pixel_values: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -219,6 +261,19 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             assert fused.text is not None
             tokens.append(fused.vision)  # [F, Q, D]
             total = total.index_add(0, prompt_of_frame, fused.text.float())  # [B, N, D]
+        return tokens, total
+
+    def _pass_shared(self, groups: Iterator[Tensor | SeenFrames], text: Tensor) -> tuple[list[Tensor], Tensor]:
+        """As ``_pass_frames``, for frames that all prompts share: text [B, N, D] reads them side by side."""
+        tokens, total = [], torch.zeros(text.shape, dtype=torch.float32, device=text.device)
+        for frames in groups:
+            seen = frames if isinstance(frames, SeenFrames) else self.see(frames, text[0, :0])
+            num_known = seen.text.shape[1]
+            known = seen.text.float().sum(0).expand(len(text), -1, -1)
+            new = text[:, num_known:].flatten(0, 1).expand(len(seen), -1, -1)  # [F, B * (N - known), D]
+            new = self.read_again(seen.keys_values, new, num_texts=len(text)).float().sum(0)
+            tokens.append(seen.vision)  # [F, Q, D]
+            total += torch.cat([known, new.unflatten(0, (len(text), -1))], dim=1)  # [B, N, D]
         return tokens, total
 
     def forward(
@@ -289,7 +344,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor | None = None,
-        pixel_values: Tensor | Iterable[FrameChunk] | None = None,
+        pixel_values: Tensor | Iterable[FrameChunk | SeenChunk] | None = None,
         attention_mask: Tensor | None = None,
         answer_mask: Tensor | None = None,
         fused: FusedPrompt | None = None,
@@ -302,7 +357,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             pixel_values: as in ``ModelInputs``: a tensor, or chunks of frames.
             attention_mask: [B, T]; pad on the left to generate for a batch.
             answer_mask: [B, T].
-            fused: a prompt made by ``fuse``, in place of all the others.
+            fused: a prompt made by ``fuse``, in place of all the others. With it, ``past_key_values`` may hold the
+                keys and values of its first positions.
             **kwargs: as in transformers: ``max_new_tokens``, ``do_sample``, ``num_beams``, ``streamer``, ...
 
         Returns:
@@ -313,7 +369,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 longer than the model's context.
         """
         cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
+        if cache is not None and cache.get_seq_length() > 0 and fused is None:
             raise ValueError(
                 f"generate() was given a cache of {cache.get_seq_length()} positions. Frames change all the text of a "
                 "prompt, so a cache from an earlier turn does not fit: pass the whole conversation instead."
@@ -370,11 +426,17 @@ def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig |
 class _Slots:
     """Counts the frames of each image or video while they stream past."""
 
-    def __init__(self, num_slots: int) -> None:
-        self.counts = [0] * num_slots
+    def __init__(self, num_slots: list[int]) -> None:
+        """Make a counter for prompts with so many places for images and videos each."""
+        if len({*num_slots}) > 1:
+            raise ValueError(
+                f"Prompts that share streamed frames have a place for each image or video, but they have {num_slots} "
+                "places. Fuse prompts about different media one by one."
+            )
+        self.counts = [0] * num_slots[0]
 
-    def groups(self, inputs: ModelInputs, device: torch.device, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Frames with the prompt of each (there is one), at most ``limit`` at a time."""
+    def groups(self, inputs: ModelInputs, device: torch.device, limit: int) -> Iterator[Tensor | SeenFrames]:
+        """Frames, at most ``limit`` at a time."""
         last = 0
         for chunk in cast(Any, inputs.pixel_values):
             if not last <= chunk.slot < len(self.counts):
@@ -383,9 +445,10 @@ class _Slots:
                     f"{len(self.counts)}. Stream the media in the order of their places in the prompt."
                 )
             last = chunk.slot
-            self.counts[chunk.slot] += chunk.pixel_values.shape[0]
-            for pixel_values in chunk.pixel_values.split(limit):
-                yield pixel_values.to(device), torch.zeros(len(pixel_values), dtype=torch.long, device=device)
+            frames = chunk.seen if isinstance(chunk, SeenChunk) else chunk.pixel_values
+            self.counts[chunk.slot] += len(frames)
+            for part in frames.split(limit):
+                yield part.to(device)
         if 0 in self.counts:
             raise ValueError(
                 f"No frame came for medium {self.counts.index(0)} of the prompt. Is the video empty or the iterator "

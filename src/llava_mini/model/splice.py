@@ -64,16 +64,17 @@ def place_frames(embeds: Tensor, is_image: Tensor, tokens: Tensor) -> Tensor:
 
 
 def widen(values: Tensor, is_image: Tensor, copies: list[int]) -> Tensor:
-    """Repeat each place of a medium as often as its tokens need, for a batch of one prompt.
+    """Repeat each place of a medium as often as its tokens need, the same in every prompt.
 
     Args:
-        values: [1, T] or [1, T, D].
-        is_image: [1, T] bool, one True for each image or video.
+        values: [B, T] or [B, T, D].
+        is_image: [B, T] bool, one True for each image or video.
         copies: for each of these, how many tokens it takes.
     """
-    repeats = torch.ones(values.shape[1], dtype=torch.long, device=values.device)
-    repeats[is_image[0]] = torch.tensor(copies, device=values.device)
-    return values.repeat_interleave(repeats, dim=1)
+    repeats = torch.ones(is_image.shape, dtype=torch.long, device=values.device)
+    repeats[is_image] = torch.tensor(copies * len(values), device=values.device)
+    wide = values.flatten(0, 1).repeat_interleave(repeats.flatten(), dim=0)
+    return wide.unflatten(0, (len(values), -1))  # [B, S] or [B, S, D]
 
 
 def frames_of_prompts(is_image: Tensor, num_frames: int, tokens_per_frame: int) -> Tensor:

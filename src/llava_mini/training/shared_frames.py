@@ -52,6 +52,7 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
         inputs_embeds=embeds,
         attention_mask=inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids),
         input_ids=ids,
+        is_fused=visible & (frames > 0)[:, None],
         labels=inputs.labels,
         num_frames=tuple(frames.tolist()),
     )
