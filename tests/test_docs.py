@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+import llava_mini
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REASONS = ("hub", "gpu", "machines", "make")
@@ -86,6 +88,13 @@ def test_tests_named_on_a_page_exist():
     files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(named) >= 10
     assert named <= {name for text in files for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+
+
+def test_the_reference_has_every_public_name():
+    shown = re.findall(
+        r"^::: llava_mini\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(shown) == sorted(llava_mini.__all__)
 
 
 @on_every_page
