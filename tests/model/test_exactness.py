@@ -84,6 +84,15 @@ def test_vision_rows_are_the_same_for_every_question_and_for_none(fields: dict[s
             assert torch.equal(ours[1], theirs[1])
 
 
+@pytest.mark.parametrize(("rope_type", "reaches"), [("default", False), ("dynamic", True)])
+def test_a_rotation_that_depends_on_the_length_lets_the_question_reach_the_vision_rows(rope_type: str, reaches: bool):
+    rotation = {"rope_type": rope_type, "rope_theta": 10_000.0, "factor": 2.0}
+    model = tiny_model(text={"rope_parameters": rotation, "max_position_embeddings": 16})  # fewer than the vision rows
+    frames = pixels(model.config, 1)
+    short, long = (look(model, frames, embedded(model, question)).vision for question in QUESTIONS)
+    assert torch.equal(short, long) != reaches  # type: ignore[arg-type]
+
+
 @in_every_form
 def test_frames_of_a_batch_are_read_as_each_alone(fields: dict[str, Any]):
     model = tiny_model(**fields)
