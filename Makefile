@@ -24,13 +24,18 @@ export TOKENIZERS_PARALLELISM := false
 
 LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-logo"])'
 
-.PHONY: help demo gallery train-gpu test lint format types imports environment clean
+# Strict: a link, a picture, an anchor or a page of the navigation that leads nowhere is an error. Never with --quiet: warnings
+# would not be counted then. The variable silences an announcement of the theme's makers.
+BUILD_SITE := NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+.PHONY: help demo gallery docs train-gpu test lint format types imports environment clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     ask the embedded model about two files and a gallery, and mark its answers"
-	@echo "make test     lint, types, import contracts and tests (what CI runs)"
-	@echo "make lint     lint, types and import contracts"
+	@echo "make test     lint, types, import contracts, documentation and tests (what CI runs)"
+	@echo "make lint     lint, types, import contracts and documentation"
+	@echo "make docs     the documentation as a site, in build/site"
 	@echo "make gallery  after a training: score the embedded model, and make its card, gallery and cases again"
 	@echo "make train-gpu  nine minutes of training the tiny model on a GPU, in the folder OUT=runs/tiny; again: go on"
 	@echo "make format   rewrite the code in the project's format"
@@ -65,6 +70,11 @@ lint: $(READY)
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m pyright --pythonpath $(PYTHON)
 	@$(PYTHON) $(LINT_IMPORTS)
+	@$(BUILD_SITE)
+
+docs: $(READY)
+	@$(BUILD_SITE)
+	@echo "The first page is build/site/index.html. With search: $(PYTHON) -m http.server --directory build/site"
 
 format: $(READY)
 	@$(PYTHON) -m ruff check --fix --exit-zero
@@ -85,4 +95,4 @@ environment: $(READY)
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build .pytest_cache .ruff_cache .import_linter_cache
