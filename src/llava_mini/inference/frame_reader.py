@@ -171,7 +171,7 @@ def _digests(pixel_values: Tensor) -> list[str]:
 
 def _digest_of(tensor: Tensor) -> str:
     values = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(values, digest_size=20).hexdigest()
+    return hashlib.blake2b(values.data, digest_size=20).hexdigest()
 
 
 def _fingerprint(media: MediaStream, slot: int) -> object | None:

@@ -100,6 +100,4 @@ def _cut(cache: DynamicCache, length: int) -> None:
 
 
 def _num_bytes(cache: DynamicCache) -> int:
-    return sum(
-        tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values) if isinstance(tensor, Tensor)
-    )
+    return sum(tensor.nbytes for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, Tensor))

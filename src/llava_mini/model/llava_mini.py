@@ -25,6 +25,7 @@ from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
 from llava_mini.model.projector import Projector
 from llava_mini.model.reducers import QueryReducer, build_reducer
+from llava_mini.model.streamed import StreamedFusion
 from llava_mini.model.vision import encode_views, join_crops
 
 
@@ -191,48 +192,47 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: frames and their places do not agree, or there is no frame where one was promised.
         """
-        config, ids = self.config, inputs.input_ids
+        if inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor):
+            fusion = StreamedFusion(self, inputs)
+            for chunk in inputs.pixel_values:
+                fusion.add(chunk)
+            return fusion.prompt()
+        text, pixels = self.text_rows(inputs), inputs.pixel_values
+        num_frames = 0 if pixels is None else pixels.shape[0]
+        frames = splice.frames_of_prompts(text.is_image, num_frames, self.config.tokens_per_frame)
+        prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)
+        tokens, total = self._pass_frames(self._groups(pixels, prompt_of_frame), text.packed.embeds)
+        embeds = text.with_fused(total, frames)
+        return FusedPrompt(
+            inputs_embeds=splice.place_frames(embeds, text.is_image, torch.cat(tokens)) if tokens else embeds,
+            attention_mask=text.mask,
+            input_ids=text.ids,
+            is_fused=text.visible & (frames > 0)[:, None],
+            labels=text.labels,
+            num_frames=tuple(frames.tolist()),
+        )
+
+    def text_rows(self, inputs: ModelInputs) -> splice.TextRows:
+        """Embed the text of some prompts, and find what pre-fusion reads of it.
+
+        Raises:
+            ValueError: the ids are not a batch of prompts.
+        """
+        ids = inputs.input_ids
         if ids.dim() != 2 or not ids.numel():
             raise ValueError(
                 f"input_ids have the shape {tuple(ids.shape)}, expected (prompts, tokens) with at least one."
             )
-        is_image = ids == config.image_token_id
-        embeds = self.get_input_embeddings()(ids.masked_fill(is_image, 0))  # [B, T, D]
-        mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
-        visible = self._fusible(inputs)
-        packed = splice.pack(embeds, visible)
-
-        streamed = inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor)
-        if isinstance(inputs.pixel_values, Tensor) or inputs.pixel_values is None:
-            num_frames = 0 if inputs.pixel_values is None else inputs.pixel_values.shape[0]
-            frames = splice.frames_of_prompts(is_image, num_frames, config.tokens_per_frame)
-            prompt_of_frame = torch.arange(len(ids), device=ids.device).repeat_interleave(frames)
-            tokens, text = self._pass_frames(self._groups(inputs.pixel_values, prompt_of_frame), packed.embeds)
-            copies = []
-        else:
-            slots = _Slots(is_image.sum(1).tolist())
-            tokens, text = self._pass_shared(slots.groups(inputs, self.device, self.frames_per_pass), packed.embeds)
-            tokens = tokens * len(ids)
-            copies = [count * config.tokens_per_frame for count in slots.counts]
-            frames = torch.full((len(ids),), sum(slots.counts), device=ids.device)
-
-        embeds = splice.unpack(embeds, text / frames.clamp(min=1)[:, None, None], packed, frames > 0)
-        visible &= (frames > 0)[:, None]
-        labels = None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100)
-        if streamed:
-            embeds = splice.widen(embeds, is_image, copies)
-            mask, ids, visible = (splice.widen(values, is_image, copies) for values in (mask, ids, visible))
-            labels = None if labels is None else splice.widen(labels, is_image, copies)
-            is_image = ids == config.image_token_id
-        if tokens:
-            embeds = splice.place_frames(embeds, is_image, torch.cat(tokens))
-        return FusedPrompt(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            input_ids=ids,
-            is_fused=visible,
-            labels=labels,
-            num_frames=tuple(frames.tolist()),
+        is_image = ids == self.config.image_token_id
+        embeds, visible = self.get_input_embeddings()(ids.masked_fill(is_image, 0)), self._fusible(inputs)  # [B, T, D]
+        return splice.TextRows(
+            ids=ids,
+            mask=inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids),
+            labels=None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100),
+            is_image=is_image,
+            visible=visible,
+            embeds=embeds,
+            packed=splice.pack(embeds, visible),
         )
 
     def _fusible(self, inputs: ModelInputs) -> Tensor:
@@ -261,19 +261,6 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             assert fused.text is not None
             tokens.append(fused.vision)  # [F, Q, D]
             total = total.index_add(0, prompt_of_frame, fused.text.float())  # [B, N, D]
-        return tokens, total
-
-    def _pass_shared(self, groups: Iterator[Tensor | SeenFrames], text: Tensor) -> tuple[list[Tensor], Tensor]:
-        """As ``_pass_frames``, for frames that all prompts share: text [B, N, D] reads them side by side."""
-        tokens, total = [], torch.zeros(text.shape, dtype=torch.float32, device=text.device)
-        for frames in groups:
-            seen = frames if isinstance(frames, SeenFrames) else self.see(frames, text[0, :0])
-            num_known = seen.text.shape[1]
-            known = seen.text.float().sum(0).expand(len(text), -1, -1)
-            new = text[:, num_known:].flatten(0, 1).expand(len(seen), -1, -1)  # [F, B * (N - known), D]
-            new = self.read_again(seen.keys_values, new, num_texts=len(text)).float().sum(0)
-            tokens.append(seen.vision)  # [F, Q, D]
-            total += torch.cat([known, new.unflatten(0, (len(text), -1))], dim=1)  # [B, N, D]
         return tokens, total
 
     def forward(
@@ -420,37 +407,4 @@ def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig |
             raise ValueError(
                 f"generate() was given {name}. transformers' assisted decoding does not start from embeddings, as "
                 "every prompt here does, and would change answers. Leave it out."
-            )
-
-
-class _Slots:
-    """Counts the frames of each image or video while they stream past."""
-
-    def __init__(self, num_slots: list[int]) -> None:
-        """Make a counter for prompts with so many places for images and videos each."""
-        if len({*num_slots}) > 1:
-            raise ValueError(
-                f"Prompts that share streamed frames have a place for each image or video, but they have {num_slots} "
-                "places. Fuse prompts about different media one by one."
-            )
-        self.counts = [0] * num_slots[0]
-
-    def groups(self, inputs: ModelInputs, device: torch.device, limit: int) -> Iterator[Tensor | SeenFrames]:
-        """Frames, at most ``limit`` at a time."""
-        last = 0
-        for chunk in cast(Any, inputs.pixel_values):
-            if not last <= chunk.slot < len(self.counts):
-                raise ValueError(
-                    f"A chunk of frames belongs to medium {chunk.slot}, after medium {last}, but the prompt has "
-                    f"{len(self.counts)}. Stream the media in the order of their places in the prompt."
-                )
-            last = chunk.slot
-            frames = chunk.seen if isinstance(chunk, SeenChunk) else chunk.pixel_values
-            self.counts[chunk.slot] += len(frames)
-            for part in frames.split(limit):
-                yield part.to(device)
-        if 0 in self.counts:
-            raise ValueError(
-                f"No frame came for medium {self.counts.index(0)} of the prompt. Is the video empty or the iterator "
-                "already used?"
             )

@@ -83,6 +83,7 @@ class Prefusion(nn.Module):
                 "Use one of these, or prefusion_num_layers=0."
             )
         family = FAMILIES[config.model_type]
+        self.config = config
         self.layers = nn.ModuleList(PrefusionLayer(config, family, index) for index in range(num_layers))
         self.rotary = family.rotary(config=config)
 
@@ -102,7 +103,7 @@ class Prefusion(nn.Module):
             num_outputs: how many of the last vision rows to return.
             num_texts: how many texts of equal length stand in ``text``, one after another. They do not see one another.
         """
-        if num_texts > 1 and str(self.layers[0].config._attn_implementation).startswith("flash_attention"):
+        if num_texts > 1 and str(self.config._attn_implementation).startswith("flash_attention"):
             return self._one_by_one(vision, text, num_outputs, num_texts)
         stored = None if isinstance(vision, Tensor) else vision
         rows = vision if isinstance(vision, Tensor) else None

@@ -23,6 +23,35 @@ class PackedText:
     """[B, N] bool: the rows that are a prompt's own."""
 
 
+@dataclass(frozen=True)
+class TextRows:
+    """The text of some prompts before pre-fusion."""
+
+    ids: Tensor
+    """[B, T] int64."""
+    mask: Tensor
+    """[B, T], 0 at padding."""
+    labels: Tensor | None
+    """[B, T] int64, -100 at the places of frames."""
+    is_image: Tensor
+    """[B, T] bool: places of frames."""
+    visible: Tensor
+    """[B, T] bool: tokens that pre-fusion reads if there are frames."""
+    embeds: Tensor
+    """[B, T, D]."""
+    packed: PackedText
+    """The rows that pre-fusion reads."""
+
+    def with_fused(self, total: Tensor, frames: Tensor) -> Tensor:
+        """Return embeds [B, T, D] with fused text in its places.
+
+        Args:
+            total: [B, N, D] float32, fused text summed over the frames of each prompt.
+            frames: [B] int64, the number of these. Text of prompts without frames stays as it is.
+        """
+        return unpack(self.embeds, total / frames.clamp(min=1)[:, None, None], self.packed, frames > 0)
+
+
 def fusible(inputs: ModelInputs, *, image_token_id: int, fuse_token_id_zero: bool, fuse_answers: bool) -> Tensor:
     """Tokens that pre-fusion reads: [B, T] bool.
 
