@@ -53,6 +53,8 @@ class _Answering(_Loading):
     """Take this many frames of a video per second. Left out: one."""
     all_frames: Annotated[bool, _FRAMES, _OPTIONAL] = False
     """Take every frame of a video."""
+    cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Keep what the model has seen of images and films in this folder, for later commands. It grows without a limit."""
     stats: Annotated[bool, _OPTIONAL] = False
     """Print tokens, frames and seconds by part on stderr."""
 
@@ -70,7 +72,7 @@ class Ask(_Answering):
         """Ask."""
         from llava_mini import commands
 
-        commands.ask(self.question, self.media, _loading(self), _settings(self), stats=self.stats)
+        commands.ask(self.question, self.media, _loading(self, self.cache), _settings(self), stats=self.stats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,48 @@ class Chat(_Answering):
         """Talk until the end of the input."""
         from llava_mini import commands
 
-        commands.chat(self.media, _loading(self), _settings(self), stats=self.stats)
+        commands.chat(self.media, _loading(self, self.cache), _settings(self), stats=self.stats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch(_Loading):
+    """Watch a camera, a network stream or a film in real time, and answer again and again.
+
+    The question on the command line is answered about all frames so far; with --window or --keep about those that are
+    kept, and then lines that are typed are questions too.
+    """
+
+    question: Annotated[Positional[str], arg(metavar="QUESTION", help_behavior_hint="")]
+    """What to ask."""
+    source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
+    """rtsp://... or another network stream, camera:0, or a video file, which is played in real time."""
+    window: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Keep the last N frames and answer about these."""
+    keep: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Keep all frames in this folder and answer about all of them. It grows without a limit."""
+    every: float = 10.0
+    """Answer every so many seconds of the stream."""
+    fps: float = 1.0
+    """Look at so many frames per second; those that come while the model is busy are dropped and counted."""
+    speed: float = 1.0
+    """Play a file so much faster than in reality."""
+    max_tokens: int = 512
+    """Stop an answer after this many tokens."""
+
+    def run(self) -> None:
+        """Watch until the stream ends."""
+        from llava_mini import commands
+
+        commands.watch(
+            self.question,
+            self.source,
+            _loading(self, self.keep),
+            window=self.window,
+            every=self.every,
+            fps=self.fps,
+            speed=self.speed,
+            max_tokens=self.max_tokens,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +312,7 @@ class Info:
 Command = (
     Annotated[Ask, subcommand("ask")]
     | Annotated[Chat, subcommand("chat")]
+    | Annotated[Watch, subcommand("watch")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Data, subcommand("data")]
@@ -317,10 +361,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _DESCRIPTION = "See an image, or each frame of a video, through one vision token. --version prints the version."
 
 
-def _loading(flags: _Loading) -> "Loading":
+def _loading(flags: _Loading, cache: Path | None = None) -> "Loading":
     from llava_mini.commands import Loading
 
-    return Loading(model=flags.model, device=flags.device, dtype=flags.dtype, quantization=flags.quantization)
+    return Loading(
+        model=flags.model, device=flags.device, dtype=flags.dtype, quantization=flags.quantization, cache=cache
+    )
 
 
 def _settings(flags: _Answering) -> "AnswerSettings":

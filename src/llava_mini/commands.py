@@ -6,6 +6,7 @@ Answers and tables go to stdout; progress, statistics, warnings and errors to st
 import contextlib
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
@@ -13,6 +14,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import NoReturn
 
 import transformers
@@ -23,9 +26,10 @@ from llava_mini.config import PRESETS, LlavaMiniConfig
 from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
-from llava_mini.inference.engine import AnswerSettings, Engine
+from llava_mini.inference.engine import AnswerSettings, Caching, Engine
 from llava_mini.inference.loading import read_config
 from llava_mini.inference.media import media_parts
+from llava_mini.inference.watch import Watch
 from llava_mini.model import cost
 
 CHAT_HELP = """\
@@ -43,10 +47,13 @@ class Loading:
     device: str | None
     dtype: str | None
     quantization: str | None
+    cache: Path | None = None
+    """Where frames are kept on disk. None: nowhere."""
 
     def engine(self) -> Engine:
         """Load it."""
-        return Engine.load(self.model, self.device, self.dtype, self.quantization)
+        caching = Caching(folder=self.cache and self.cache.expanduser())
+        return Engine.load(self.model, self.device, self.dtype, self.quantization, caching)
 
 
 def prepare_terminal() -> None:
@@ -258,6 +265,62 @@ def evaluate_tiny(
         print(json.dumps({"model": loading.model, **{name: fact for name, fact in facts.items() if name != "marks"}}))
     if write_card:
         card.write_card(folder, facts)
+
+
+def watch(
+    question: str,
+    source: str,
+    loading: Loading,
+    *,
+    window: int | None,
+    every: float,
+    fps: float,
+    speed: float,
+    max_tokens: int,
+) -> None:
+    """Answer a question about a live stream again and again until it ends, and those that are typed.
+
+    Raises:
+        ValueError: a number is out of range, a window together with a folder that keeps everything, or a stream that
+            cannot be read or is lost.
+    """
+    if not every > 0:
+        raise ValueError(f"--every takes a number of seconds above 0, got {every}.")
+    if window is not None and loading.cache is not None:
+        raise ValueError("--window keeps the last frames and --keep all of them. Give one of the two.")
+    standing = question if window is None and loading.cache is None else None
+    live = loading.engine().watch(source, question=standing, window=window, fps=fps, max_tokens=max_tokens, speed=speed)
+    typed: SimpleQueue[str] = SimpleQueue()
+    if standing is None:
+        Thread(target=_pass_on_lines, args=(typed,), daemon=True).start()
+    answered = -math.inf
+    with live:
+        for moment in live:
+            while not typed.empty():
+                _print_moment(live, typed.get())
+            if moment.time - answered >= every:
+                _print_moment(live, None if standing else question)
+                answered = moment.time
+    if live.moment.time > answered:
+        _print_moment(live, None if standing else question)
+
+
+def _pass_on_lines(lines: "SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        if line.strip():
+            lines.put(line.strip())
+
+
+def _print_moment(live: Watch, question: str | None) -> None:
+    """Print an answer with the stream's time, and on stderr what was not seen."""
+    moment = live.moment
+    minutes, seconds = divmod(round(moment.time), 60)
+    print(f"[{minutes // 60:02}:{minutes % 60:02}:{seconds:02}] ", end="")
+    _print_answer(live.ask(question), _FrameCounter())
+    told = [f"{moment.frames} frames seen"]
+    told += [f"{moment.dropped} dropped"] if moment.dropped else []
+    told += [f"the context was full {live.began_anew} times, and the answer begun anew"] if live.began_anew else []
+    print(f"({', '.join(told)})", file=sys.stderr)
 
 
 def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:

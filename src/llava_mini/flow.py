@@ -11,7 +11,7 @@ A frame is whatever takes ``Q`` tokens in the prompt: an image, or one frame of 
 of a batch stand in the order of their places in the prompts.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,22 @@ class SeenFrames:
     def part(self, start: int, stop: int) -> "SeenFrames":
         """Return some of the frames, as views."""
         return self._each(lambda tensor: tensor[start:stop])
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, to be stored."""
+        layers = {
+            f"layers.{index}.{name}": value
+            for index, pair in enumerate(self.keys_values)
+            for name, value in zip(("keys", "values"), pair, strict=True)
+        }
+        return {"vision": self.vision, "text": self.text, **layers}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "SeenFrames":
+        """Make frames of what ``to_tensors`` returned."""
+        names = [f"layers.{index}" for index in range((len(tensors) - 2) // 2)]
+        layers = tuple((tensors[f"{name}.keys"], tensors[f"{name}.values"]) for name in names)
+        return cls(vision=tensors["vision"], text=tensors["text"], keys_values=layers)
 
     def take(self, rows: Sequence[int]) -> "SeenFrames":
         """Return the frames with these numbers, in this order; one may be taken several times."""

@@ -17,6 +17,7 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from llava_mini.flow import FusedPrompt, ModelInputs
 from llava_mini.inference.answer import Answer, AnswerStream
@@ -29,6 +30,8 @@ from llava_mini.inference.prompt_cache import PromptCache, PromptKey
 from llava_mini.inference.stats import Clock, Stats, timed_parts
 from llava_mini.inference.tensor_cache import TensorCache
 from llava_mini.inference.torch_backend import generate_tokens, stop_ids
+from llava_mini.inference.video_stream import LiveSource
+from llava_mini.inference.watch import Watch
 from llava_mini.inference.weights import Weights
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.media_stream import MediaStream
@@ -86,7 +89,8 @@ class _Prompt:
     """A prompt before the language model."""
 
     fused: FusedPrompt
-    key: PromptKey
+    key: PromptKey | None
+    """Under which the language model's keys and values are kept. None: they are not."""
 
 
 class Engine:
@@ -259,6 +263,44 @@ class Engine:
         """
         return Conversation(lambda messages: self.stream_messages(messages, settings, progress), media)
 
+    def watch(
+        self,
+        source: str | Path,
+        *,
+        question: str | None = None,
+        window: int | None = None,
+        fps: float = 1.0,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        waiting: int = 8,
+        speed: float = 1.0,
+    ) -> Watch:
+        """Watch a live stream; see ``inference.watch`` for what may be asked and what it costs.
+
+        Args:
+            source: ``rtsp://...`` or another network stream, ``camera:0``, or a video file, played in real time.
+            question: a standing question about everything seen so far.
+            window: keep the last so many frames, for any question. Without it and without ``question`` all frames are
+                kept in the engine's cache.
+            fps: frames per second that are looked at.
+            max_tokens: as in ``ask``.
+            temperature: as in ``ask``.
+            waiting: most frames that wait while the model is busy; older ones are dropped and counted.
+            speed: how much faster than in reality a file is played.
+
+        Raises:
+            ValueError: a number out of range, a file that is not there, a question and a window.
+        """
+        settings = AnswerSettings(max_tokens=max_tokens, temperature=temperature)
+        return Watch(
+            self._reader,
+            self.processor,
+            lambda fused, stats: self._continue(_Prompt(fused=fused, key=None), settings, stats),
+            LiveSource(source, fps=fps, waiting=waiting, speed=speed),
+            question=question,
+            window=window,
+        )
+
     def stream_messages(
         self, messages: list[Message], settings: AnswerSettings | None = None, progress: Progress | None = None
     ) -> AnswerStream:
@@ -357,7 +399,7 @@ class Engine:
 
     def _tokens(self, prompt: _Prompt, max_tokens: int, temperature: float, stats: Stats) -> Generator[int]:
         """Ids of the answer. Fills the rest of ``stats``."""
-        cache = self.prompts.take(prompt.key)
+        cache = self.prompts.take(prompt.key) if prompt.key is not None else DynamicCache()
         stats.cached_tokens = cache.get_seq_length()
         ids, before, whole = [-1], time.perf_counter(), False
         made = generate_tokens(self.model, prompt.fused, max_tokens=max_tokens, temperature=temperature, cache=cache)
@@ -373,7 +415,7 @@ class Engine:
                     whole = False
             whole = True
         finally:
-            if whole:  # and not broken off by an error, which may leave some layers without the last positions
+            if whole and prompt.key is not None:  # an error may leave some layers without the last positions
                 self.prompts.put(prompt.key.extended(ids[1:]), cache)
         stats.finish_reason = "stop" if ids[-1] in stop_ids(self.model) else "length"
 

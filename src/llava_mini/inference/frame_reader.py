@@ -12,7 +12,7 @@ name, inode, size and both time stamps of a file, and not at all by files that c
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +104,30 @@ class FrameReader:
                     del self._pixels_of_file[next(iter(self._pixels_of_file))]
             reading.keys += [self._key(pixels, suffix) for pixels in pixels_seen]
 
+    def keep(self, pixel_values: Tensor, text: Tensor) -> list[str]:
+        """See frames [F, V, 3, H, W] after the text [N, D], keep them, and return the key of each."""
+        suffix, pixels = self._suffix(text), _digests(pixel_values)
+        chunk = FrameChunk(pixel_values=pixel_values, slot=0)
+        self._see(chunk, pixels, suffix, text, self.cache.new_turn(), Reading())
+        return [self._key(one, suffix) for one in pixels]
+
+    def recall(self, keys: Sequence[str], text: Tensor) -> Iterator[SeenFrames]:
+        """Give the frames that were kept under some keys, one after another.
+
+        Raises:
+            ValueError: one is not in the cache any more.
+        """
+        turn = self.cache.new_turn()
+        for number, key in enumerate(keys):
+            tensors = self.cache.get(key, turn, self.model.device)
+            if tensors is None:
+                raise ValueError(
+                    f"Frame {number} of {len(keys)} is no longer in the cache, which has room for "
+                    f"{self.cache.max_bytes} bytes in memory. Give the engine caching=Caching(folder=...) to keep all "
+                    "frames on disk, or watch with a window."
+                )
+            yield self._restored([tensors], text)
+
     def _decoded(
         self, media: MediaStream, slot: int, clock: Clock, skip: int
     ) -> Generator[tuple[FrameChunk, list[str]]]:
@@ -138,7 +162,7 @@ class FrameReader:
             parts.append(self.model.read_first(*self.model.reduce_frames(features), text))
             for index, key in enumerate(some if self.cache.keeps_anything else ()):
                 one = parts[-1].part(index, index + 1)
-                kept = {"features": features[index : index + 1]} if self.kept == "features" else _named(one)
+                kept = {"features": features[index : index + 1]} if self.kept == "features" else one.to_tensors()
                 self.cache.put(key, kept, turn)
         order = [*found, *missing]
         return SeenFrames.join(parts).take([order.index(key) for key in keys])
@@ -151,7 +175,7 @@ class FrameReader:
         if self.kept == "features":
             features = torch.cat([tensors["features"] for tensors in frames])
             return self.model.read_first(*self.model.reduce_frames(features), text)
-        return SeenFrames.join([_frame_of(tensors) for tensors in frames])
+        return SeenFrames.join([SeenFrames.from_tensors(tensors) for tensors in frames])
 
     def _key(self, pixels: str, suffix: str) -> str:
         return hashlib.blake2b(f"{pixels} {suffix}".encode(), digest_size=20).hexdigest()
@@ -187,18 +211,3 @@ def _fingerprint(media: MediaStream, slot: int) -> object | None:
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _SETTLED_NS:
         return None
     return (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, media.settings)
-
-
-def _named(frame: SeenFrames) -> Tensors:
-    pairs = {
-        f"layers.{index}.{name}": value
-        for index, pair in enumerate(frame.keys_values)
-        for name, value in zip(("keys", "values"), pair, strict=True)
-    }
-    return {"vision": frame.vision, "text": frame.text, **pairs}
-
-
-def _frame_of(tensors: Tensors) -> SeenFrames:
-    num_layers = (len(tensors) - 2) // 2
-    pairs = tuple((tensors[f"layers.{index}.keys"], tensors[f"layers.{index}.values"]) for index in range(num_layers))
-    return SeenFrames(vision=tensors["vision"], text=tensors["text"], keys_values=pairs)

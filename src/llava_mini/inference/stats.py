@@ -56,6 +56,8 @@ class Stats:
 
     def __str__(self) -> str:
         prompt = f"{self.text_tokens} text + {self.vision_tokens} vision tokens, {self.frames} frames"
+        if self.cached_frames or self.cached_tokens:
+            prompt += f" ({self.cached_tokens} tokens and {self.cached_frames} frames known from before)"
         parts = ", ".join(f"{label} {self.seconds[part]:.2f}" for part, label in PARTS.items())
         return f"prompt: {prompt}; answer: {self.answer_tokens} tokens; seconds: {parts}"
 

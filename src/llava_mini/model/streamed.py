@@ -46,6 +46,12 @@ class StreamedFusion:
         self.counts = [0] * places[0]
         """Frames of each image or video so far."""
 
+    @property
+    def length(self) -> int:
+        """Tokens of each prompt with the frames so far."""
+        text = self._text.ids.shape[1] - len(self.counts)
+        return text + sum(self.counts) * self._model.config.tokens_per_frame
+
     def add(self, chunk: FrameChunk | SeenChunk) -> None:
         """Let the text read a few more frames.
 

@@ -336,7 +336,7 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
                 break
             check_pixels(frame.width, frame.height, f"A frame of {str(path)!r}", max_pixels)
             try:
-                picture = Frame(image=_upright(frame), time=decoder.seconds(index) if reached else decoder.reached)
+                picture = Frame(image=upright(frame), time=decoder.seconds(index) if reached else decoder.reached)
             except film_errors() as error:  # colours that do not exist
                 decoder.damage = reason(error)
                 break
@@ -456,7 +456,7 @@ _WORTH_A_JUMP = 8
 """Fewest frames between two wanted ones for which a jump to a key frame is tried."""
 
 
-def _upright(frame: "VideoFrame") -> Image.Image:
+def upright(frame: "VideoFrame") -> Image.Image:
     """The frame as RGB, turned as its display matrix says."""
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
