@@ -266,6 +266,39 @@ class Info:
         commands.info(self.model, num_frames=self.frames, num_text_tokens=self.text_tokens)
 
 
+_OPEN = arg(help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure what questions cost, beside other ways and other models: tables, then one line of JSON.
+
+    Each benchmark has settings of its own and names them when it is given another. What is left out has the
+    benchmark's default.
+    """
+
+    name: Positional[Literal["flops"]]
+    """flops: operations from the configuration alone, beside the paper's."""
+    size: Annotated[Literal["tiny", "middle", "7b", "8b"] | None, _OPEN] = None
+    """Size of the random weights. middle: the real vision tower before a small language model."""
+    tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Tokens of an image in the language model: a square number."""
+    hd: Annotated[bool, _OPTIONAL] = False
+    """Five views of the image, with twice as many pixels a side."""
+    text_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Words of the prompt, the system prompt included."""
+    output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the line of JSON into this file too."""
+
+    def run(self) -> None:
+        """Measure."""
+        from llava_mini import commands
+
+        own = {name: value for name, value in vars(self).items() if name not in ("name", "output")}
+        given = {name: value for name, value in own.items() if value not in (None, False)}
+        commands.bench(self.name, given, output=self.output)
+
+
 Command = (
     Annotated[Ask, subcommand("ask")]
     | Annotated[Chat, subcommand("chat")]
@@ -275,6 +308,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
+    | Annotated[Bench, subcommand("bench")]
 )
 
 
