@@ -340,6 +340,11 @@ def test_bench_prints_tables_and_one_line_of_json_that_it_also_writes(tmp_path, 
     assert json.loads(output.read_text()) == facts
 
 
+def test_bench_refuses_flags_of_other_benchmarks(capsys):
+    assert llava_mini_cli.main(["bench", "load", "--warmup", "0", "--hd"]) == 2
+    assert "The benchmark load has no --hd. Its settings are: --device, --repeats." in capsys.readouterr().err
+
+
 def test_bench_refuses_a_file_that_cannot_be_written_before_it_measures(tmp_path, capsys):
     assert llava_mini_cli.main(["bench", "flops", "--output", str(tmp_path)]) == 2
     told = capsys.readouterr()

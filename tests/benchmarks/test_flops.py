@@ -27,7 +27,7 @@ def test_every_reducer_has_a_row():
 
 
 def test_numbers_are_those_of_the_cost_model(report):
-    ours, config = report.results["methods"]["LLaVA-Mini"], preset("llava-mini-vicuna-7b")
+    ours, config = report.results["methods"]["LLaVA-Mini, 1 token"], preset("llava-mini-vicuna-7b")
     assert ours["first"]["total"] == cost.flops(config).total
     assert ours["later"]["23"]["prefusion"] == (
         cost.later_question_flops(config, num_text_tokens=20, num_kept_tokens=23).prefusion
@@ -37,9 +37,9 @@ def test_numbers_are_those_of_the_cost_model(report):
 def test_rows_of_the_peers_are_those_of_the_published_protocol(report):
     rows = {name: one["paper_first"] / 1e12 for name, one in report.results["methods"].items()}
     frames = {name: one["paper_next_frame"] / 1e12 for name, one in report.results["methods"].items()}
-    assert round(rows["LLaVA-v1.5: all patches"], 2) == 8.55
-    assert round(frames["LLaVA-Mini"], 2) == 1.39
-    assert 0.93 < rows["average pooling, no pre-fusion"] < rows["query, no pre-fusion"] < 0.96
+    assert round(rows["LLaVA-v1.5, 576 tokens"], 2) == 8.55
+    assert round(frames["LLaVA-Mini, 1 token"], 2) == 1.39
+    assert 0.93 < rows["average pooling, no pre-fusion, 1 token"] < rows["query, no pre-fusion, 1 token"] < 0.96
 
 
 def test_tables_show_goals_misprints_and_all_ways(report):
@@ -51,9 +51,9 @@ def test_tables_show_goals_misprints_and_all_ways(report):
 
 
 def test_settings_reach_the_count():
-    report = flops.run(Settings(size="8b", tokens=4, hd=True, text_tokens=20))
-    ours = report.results["methods"]["LLaVA-Mini"]
-    assert ours["tokens"] == 4
+    report = flops.run(Settings(size="8b", tokens=(4, 16), hd=True, text_tokens=20))
+    assert len(report.results["methods"]) == 7  # all patches have no choice of tokens
+    ours = report.results["methods"]["LLaVA-Mini, 4 tokens"]
     assert list(ours["later"]) == ["0"]
     assert ours["first"]["total"] > 5e12
 
@@ -62,8 +62,10 @@ def test_settings_reach_the_count():
     ("given", "told"),
     [
         ({"size": "70b"}, "no size '70b'.*tiny, middle, 7b, 8b"),
-        ({"tokens": 3}, "square.*got 3"),
-        ({"tokens": 0}, "square.*got 0"),
+        ({"tokens": (3,)}, "square.*got 3"),
+        ({"tokens": (0,)}, "square.*got 0"),
+        ({"tokens": (1, 1)}, "each of them once.*1, 1"),
+        ({"tokens": ()}, "each of them once"),
         ({"text_tokens": 0}, "at least one text token.*got 0"),
     ],
 )

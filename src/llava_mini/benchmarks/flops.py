@@ -111,7 +111,7 @@ PARTS_NOTES: Mapping[str, str] = {
 }
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "LLaVA-v1.5: all patches": {"reducer": "identity", "prefusion_num_layers": 0},
+    "LLaVA-v1.5": {"reducer": "identity", "prefusion_num_layers": 0},
     "average pooling, no pre-fusion": {"reducer": "average_pool", "prefusion_num_layers": 0},
     "query, no pre-fusion": {"reducer": "query", "prefusion_num_layers": 0},
     "LLaVA-Mini": {"reducer": "query"},
@@ -125,25 +125,27 @@ class Settings:
 
     size: str = "7b"
     """tiny, middle, 7b or 8b."""
-    tokens: int = 1
-    """Tokens of an image in the language model."""
+    tokens: tuple[int, ...] = (1,)
+    """Tokens of an image in the language model: each number is a row of each way that has a choice."""
     hd: bool = False
     """Five views of the image, 672 px instead of 336."""
     text_tokens: int = cost.PAPER_TEXT_TOKENS
     """Words of the prompt, the system prompt included."""
 
     def __post_init__(self) -> None:
-        size_config(self.size, tokens=self.tokens, hd=self.hd)
+        if not self.tokens or len(set(self.tokens)) != len(self.tokens):
+            raise ValueError(f"tokens are numbers from 1 on, each of them once; got {list(self.tokens)}.")
+        for tokens in self.tokens:
+            size_config(self.size, tokens=tokens, hd=self.hd)
         if self.text_tokens < 1:
             raise ValueError(f"A prompt has at least one text token to ask with, got {self.text_tokens}.")
 
 
 def run(settings: Settings) -> Report:
     """Count everything."""
-    config = size_config(settings.size, tokens=settings.tokens, hd=settings.hd)
     paper = [{**_facts(one), "computed": _paper_total(one.fields)} for one in PAPER]
     parts = cost.paper_flops(preset("llava-mini-vicuna-7b")).as_dict()
-    methods = {name: method_costs(changed(config, **fields), settings) for name, fields in METHODS.items()}
+    methods = {name: method_costs(config, settings) for name, config in _configs(settings).items()}
     goals = _goals()
     return Report(
         bench="flops",
@@ -154,6 +156,16 @@ def run(settings: Settings) -> Report:
     )
 
 
+def _configs(settings: Settings) -> dict[str, LlavaMiniConfig]:
+    """Each way with each number of tokens."""
+    found = {}
+    for name, fields in METHODS.items():
+        for tokens in settings.tokens:
+            config = changed(size_config(settings.size, tokens=tokens, hd=settings.hd), **fields)
+            found[f"{name}, {config.tokens_per_frame} token{'' if config.tokens_per_frame == 1 else 's'}"] = config
+    return found
+
+
 def method_costs(config: LlavaMiniConfig, settings: Settings) -> dict[str, Any]:
     """What one way costs: a first question by part, another frame, later questions; in operations."""
     words = settings.text_tokens
@@ -161,7 +173,6 @@ def method_costs(config: LlavaMiniConfig, settings: Settings) -> dict[str, Any]:
     paper_two = cost.paper_flops(config, num_frames=2, num_text_tokens=words).total
     first = cost.flops(config, num_text_tokens=words)
     return {
-        "tokens": config.tokens_per_frame,
         "paper_first": paper,
         "paper_next_frame": paper_two - paper,
         "first": {**first.as_dict(), "total": first.total},
@@ -212,6 +223,7 @@ def _paper_table(rows: list[dict[str, Any]]) -> Table:
     return Table(
         title=f"The paper's counting, Vicuna-7B, {cost.PAPER_TEXT_TOKENS} text tokens, in T",
         columns=("model", "table", "printed", "computed", "note"),
+        left=("note",),
         rows=[
             (row["model"], row["table"], f"{row['printed']:.2f}", _tera(row["computed"], 2), row["note"])
             for row in rows
@@ -223,6 +235,7 @@ def _parts_table(parts: Mapping[str, int]) -> Table:
     return Table(
         title="Table 14's parts of LLaVA-Mini, in T",
         columns=("part", "printed", "computed", "note"),
+        left=("note",),
         rows=[
             (name, f"{printed:.3f}", _tera(parts[name]), PARTS_NOTES.get(name, ""))
             for name, printed in PAPER_PARTS.items()
@@ -236,7 +249,6 @@ def _method_tables(methods: Mapping[str, Mapping[str, Any]], settings: Settings)
         title=f"A first question, {size}, in T: what the code runs, attention included",
         columns=(
             "way",
-            "tokens",
             *cost.ByPart.__dataclass_fields__,
             "total",
             "next frame",
@@ -246,7 +258,6 @@ def _method_tables(methods: Mapping[str, Mapping[str, Any]], settings: Settings)
         rows=[
             (
                 name,
-                str(one["tokens"]),
                 *(_tera(value) for value in one["first"].values()),
                 _tera(one["next_frame"]),
                 _tera(one["paper_first"]),

@@ -17,12 +17,21 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[str]]
-    """As many words a row as there are columns. The first stands on the left, the others on the right."""
+    """As many words a row as there are columns."""
+    left: tuple[str, ...] = ()
+    """Columns that are set on the left; the first one always is."""
 
     def __str__(self) -> str:
         lines = [self.columns, *self.rows]
         widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
-        texts = ["  ".join(_placed(word, widths[i], i) for i, word in enumerate(line)).rstrip() for line in lines]
+        is_left = [index == 0 or name in self.left for index, name in enumerate(self.columns)]
+        texts = [
+            "  ".join(
+                word.ljust(width) if left else word.rjust(width)
+                for word, width, left in zip(line, widths, is_left, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
         return "\n".join([self.title, *texts])
 
 
@@ -85,7 +94,3 @@ def scaled(number: float, unit: str) -> str:
         if number >= factor:
             return f"{number / factor:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}"
-
-
-def _placed(word: str, width: int, column: int) -> str:
-    return word.rjust(width) if column else word.ljust(width)

@@ -92,3 +92,19 @@ SIZES: dict[str, Callable[[], LlavaMiniConfig]] = {
     "8b": lambda: preset("llava-mini-llama-3.1-8b"),
 }
 """Configurations by size. ``middle`` is the real vision tower before a language model of 0.9 billion parameters."""
+
+
+def limit_memory(gibibytes: float | None, device: torch.device) -> None:
+    """Let this process use no more than so many GiB of a GPU's memory, as if it were a smaller card.
+
+    Raises:
+        ValueError: the device is no GPU, or does not have so much.
+    """
+    if gibibytes is None:
+        return
+    if device.type != "cuda":
+        raise ValueError(f"A memory limit is for CUDA, but the device is {device.type}. Leave the limit out.")
+    total = torch.cuda.get_device_properties(device).total_memory
+    if not 0 < gibibytes * 2**30 <= total:
+        raise ValueError(f"The memory limit is between 0 and the GPU's {total / 2**30:.1f} GiB, got {gibibytes:g}.")
+    torch.cuda.set_per_process_memory_fraction(gibibytes * 2**30 / total, device)
