@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llava_mini.benchmarks import latency, peers
+from llava_mini.benchmarks import latency, peers, sizes
 from llava_mini.benchmarks.contestants import LanguageModel, Ours, OursAsReleased, Words
 from llava_mini.benchmarks.latency import Settings, with_tokens
 from llava_mini.benchmarks.peers import PEERS, build_peers
@@ -152,6 +152,12 @@ def test_the_settings_say_what_was_chosen(report):
 def test_wrong_settings_are_refused(given, told):
     with pytest.raises(ValueError, match=told):
         Settings(**given)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
+    monkeypatch.setattr(sizes, "available_memory", lambda device: 10**9)
+    with pytest.raises(ValueError, match=r"7.9 billion random weights.*on cpu in bfloat16.*1.0 GB are free"):
+        latency.run(Settings(size="7b", device="cpu", dtype="bfloat16"))
 
 
 def test_a_memory_limit_needs_a_gpu():

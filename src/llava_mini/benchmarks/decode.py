@@ -2,7 +2,7 @@
 
 Question: how fast do frames come out of a film, and what does making them ready for the model add?
 Expected: where a few frames of a film are seen, the frames between them still cost decoding; resizing and
-          normalising cost less than that.
+          normalising a frame costs less than decoding it.
 Run:      llava-mini bench decode
 
 The film is made here: a moving pattern with noise, so that the codec has work to do.

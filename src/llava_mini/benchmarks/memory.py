@@ -32,11 +32,10 @@ from llava_mini.inference.devices import DTYPES, choose_device, choose_dtype
 from llava_mini.inference.memory import memory_need
 from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.processor.processor import FRAMES_PER_CHUNK
 
 WORD = 5
 """The id of every word of the prompts."""
-CHUNK = 8
-"""Frames that are made at a time."""
 _CHILD = "from llava_mini.benchmarks.memory import peak_here; import json; print(json.dumps(peak_here(*sys.argv[1:])))"
 
 
@@ -184,8 +183,8 @@ def _prefill(model: LlavaMiniForConditionalGeneration, frames: int, text_tokens:
 
 
 def _streamed(model: LlavaMiniForConditionalGeneration, frames: int) -> Iterator[FrameChunk]:
-    for start in range(0, frames, CHUNK):
-        yield FrameChunk(pixel_values=_frames(model, min(CHUNK, frames - start)), slot=0)
+    for start in range(0, frames, FRAMES_PER_CHUNK):
+        yield FrameChunk(pixel_values=_frames(model, min(FRAMES_PER_CHUNK, frames - start)), slot=0)
 
 
 def _frames(model: LlavaMiniForConditionalGeneration, frames: int) -> Tensor:

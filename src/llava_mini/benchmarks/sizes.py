@@ -12,6 +12,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from llava_mini.config import LlavaMiniConfig, preset
+from llava_mini.inference.memory import available_memory, check_memory, memory_need, meta_model
+from llava_mini.model.cost import parameters
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
 Size = Literal["tiny", "middle", "7b", "8b"]
@@ -45,9 +47,18 @@ def changed(config: LlavaMiniConfig, **fields: object) -> LlavaMiniConfig:
 def random_model(
     config: LlavaMiniConfig, device: torch.device, dtype: torch.dtype
 ) -> LlavaMiniForConditionalGeneration:
-    """A model with random weights, made on ``device``."""
-    with made_on(device, dtype):
-        return settled(LlavaMiniForConditionalGeneration(config), dtype)
+    """A model with random weights, made on ``device``.
+
+    Raises:
+        ValueError: it does not fit there.
+    """
+    need, name = memory_need(meta_model(config), dtype), f"{parameters(config).total / 1e9:.2g} billion random weights"
+    check_memory(name, need, available_memory(device), f"{device} in {str(dtype).removeprefix('torch.')}", {})
+    try:
+        with made_on(device, dtype):
+            return settled(LlavaMiniForConditionalGeneration(config), dtype)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"A model with {name} does not fit into the memory limit. Take a smaller size.") from error
 
 
 @contextmanager
