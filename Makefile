@@ -16,6 +16,9 @@ TEST_PROCESSES ?= 2
 # Where train-gpu keeps its run, and how many minutes it may take before it stops with all that was learned.
 OUT := runs/tiny
 SLICE_MINUTES := 9
+# What bench-gpu measures, and where.
+BENCH_SIZES := 7b 8b
+BENCH_DEVICE := cuda
 
 export PYTHONPATH := $(CURDIR)/src
 export PYTHONDONTWRITEBYTECODE := 1
@@ -28,7 +31,7 @@ LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_impo
 # would not be counted then. The variable silences an announcement of the theme's makers.
 BUILD_SITE := NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
-.PHONY: help demo gallery docs train-gpu test lint format types imports environment clean
+.PHONY: help demo gallery docs train-gpu bench-gpu test lint format types imports environment clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +41,7 @@ help:
 	@echo "make docs     the documentation as a site, in build/site"
 	@echo "make gallery  after a training: score the embedded model, and make its card, gallery and cases again"
 	@echo "make train-gpu  nine minutes of training the tiny model on a GPU, in the folder OUT=runs/tiny; again: go on"
+	@echo "make bench-gpu  nine minutes of all benchmarks at 7B and 8B on a GPU, in the folder OUT=runs/bench; again: go on"
 	@echo "make format   rewrite the code in the project's format"
 	@echo "make clean    remove .venv and caches"
 	@echo
@@ -61,6 +65,14 @@ train-gpu: $(READY)
 	@$(PYTHON) -c 'import sys; from llava_mini.recipes.tiny import train_tiny; \
 	  from llava_mini.training.devices import choose_hardware; \
 	  sys.exit(0 if train_tiny("$(OUT)", slice_minutes=$(SLICE_MINUTES), hardware=choose_hardware("cuda")) else 3)'
+
+# Needs no .venv either: torch, transformers, numpy and Pillow are enough; what needs PyAV is left out without it.
+# BENCH_SIZES=tiny BENCH_DEVICE=cpu tries it out.
+bench-gpu: OUT := runs/bench
+bench-gpu: $(READY)
+	@$(PYTHON) -c 'import sys; from llava_mini.benchmarks.sweep import jobs, sweep; \
+	  wanted = jobs("$(BENCH_SIZES)".split(), device="$(BENCH_DEVICE)"); \
+	  sys.exit(sweep("$(OUT)", wanted, minutes=$(SLICE_MINUTES)).code)'
 
 test: lint
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile

@@ -309,6 +309,71 @@ class Info:
         commands.info(self.model, num_frames=self.frames, num_text_tokens=self.text_tokens)
 
 
+_OPEN = arg(help_behavior_hint="")
+_NUMBER = arg(metavar="N", help_behavior_hint="")
+_NUMBERS = arg(metavar="N...", help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure what questions cost, beside other ways and other models: tables, then one line of JSON.
+
+    Each benchmark has settings of its own and names them when it is given another. What is left out has the
+    benchmark's default.
+    """
+
+    name: Positional[Literal["flops", "latency", "memory", "decode", "load"]]
+    """flops: operations from the configuration alone, beside the paper's. latency: time of a first and a later
+    question, by part, beside other models. memory: bytes that a frame keeps, and peaks. decode: frames per second of
+    a film. load: from nothing to an answer of the embedded model."""
+    size: Annotated[Literal["tiny", "middle", "7b", "8b"] | None, _OPEN] = None
+    """Size of the random weights. middle: the real vision tower before a small language model."""
+    tokens: Annotated[tuple[int, ...] | None, _NUMBERS] = None
+    """Tokens of an image in the language model: square numbers, each compared with the others."""
+    hd: Annotated[bool, _OPTIONAL] = False
+    """Five views of the image, with twice as many pixels a side."""
+    frames: Annotated[tuple[int, ...] | None, _NUMBERS] = None
+    """memory: how many frames, each measured."""
+    text_tokens: Annotated[int | None, _NUMBER] = None
+    """Words of the prompt, the system prompt included."""
+    kept_tokens: Annotated[int | None, _NUMBER] = None
+    """latency: how many of them stand before the image and are the same for all questions."""
+    answer_tokens: Annotated[int | None, _NUMBER] = None
+    """latency: tokens of the answer that are timed."""
+    repeats: Annotated[int | None, _NUMBER] = None
+    """How often each thing is measured."""
+    warmup: Annotated[int | None, _NUMBER] = None
+    """How often each thing is run before that."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
+    """cpu, cuda, cuda:N or mps. Left out: the fastest there is."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(metavar="FORMAT", help_behavior_hint="")] = (
+        None
+    )
+    """float32, bfloat16 or float16. Left out: what suits the device and the size."""
+    memory_limit: Annotated[float | None, arg(metavar="GIB", help_behavior_hint="")] = None
+    """latency, memory: how much of the GPU's memory may be used, as if the card had no more."""
+    width: Annotated[int | None, _NUMBER] = None
+    """decode: pixels of the film."""
+    height: Annotated[int | None, _NUMBER] = None
+    """decode: pixels of the film."""
+    rate: Annotated[int | None, _NUMBER] = None
+    """decode: frames of the film per second."""
+    seconds: Annotated[int | None, _NUMBER] = None
+    """decode: length of the film."""
+    codec: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """decode: video encoder of the film."""
+    output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the line of JSON into this file too."""
+
+    def run(self) -> None:
+        """Measure."""
+        from llava_mini import commands
+
+        own = {name: value for name, value in vars(self).items() if name not in ("name", "output")}
+        given = {name: value for name, value in own.items() if value is not None and value is not False}
+        commands.bench(self.name, given, output=self.output)
+
+
 Command = (
     Annotated[Ask, subcommand("ask")]
     | Annotated[Chat, subcommand("chat")]
@@ -319,6 +384,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
+    | Annotated[Bench, subcommand("bench")]
 )
 
 

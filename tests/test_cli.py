@@ -13,7 +13,7 @@ import llava_mini
 import llava_mini_cli
 from tests.tiny_engine import picture, save_tiny
 
-COMMANDS = ("ask", "chat", "convert", "export", "data", "train", "evaluate", "info")
+COMMANDS = ("ask", "chat", "convert", "export", "data", "train", "evaluate", "info", "bench")
 SOURCE = Path(llava_mini_cli.__file__).parent
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +64,7 @@ def test_the_version_is_the_packages(capsys):
         ["ask", "what?", "a.png", "--frames", "many"],
         ["ask", "what?", "a.png", "--quantization", "int3"],
         ["train", "large"],
+        ["bench", "speed"],
     ],
 )
 def test_wrong_flags_end_with_2_and_a_message(arguments, capsys):

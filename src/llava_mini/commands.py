@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -350,6 +350,22 @@ def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:
         f"Keys and values: {_scaled(cost.keys_values_bytes_per_token(config, dtype), 'B')} for each token; "
         f"{_scaled(cost.prefusion_bytes_per_frame(config, dtype), 'B')} in pre-fusion for each frame."
     )
+
+
+def bench(name: str, given: Mapping[str, object], *, output: Path | None) -> None:
+    """Run a benchmark: its tables, then a line of JSON, which also goes into ``output``; as in ``benchmarks.run``.
+
+    Raises:
+        ValueError: there is no such benchmark or setting, or the file cannot be written.
+    """
+    from llava_mini.benchmarks.run import run_benchmark
+
+    if output is not None:
+        _check_writable(output)
+    report = run_benchmark(name, given)
+    print(f"{report}\n\n{report.line()}", flush=True)
+    if output is not None:
+        report.write(output)
 
 
 def _config_of(model: str) -> LlavaMiniConfig:
