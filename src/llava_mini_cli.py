@@ -322,10 +322,10 @@ class Bench:
     benchmark's default.
     """
 
-    name: Positional[Literal["flops", "latency", "memory", "decode", "load"]]
+    name: Positional[Literal["flops", "latency", "video", "memory", "decode", "load"]]
     """flops: operations from the configuration alone, beside the paper's. latency: time of a first and a later
-    question, by part, beside other models. memory: bytes that a frame keeps, and peaks. decode: frames per second of
-    a film. load: from nothing to an answer of the embedded model."""
+    question, by part, beside other models. video: the same of many frames, and peaks. memory: bytes that a frame
+    keeps, and peaks. decode: frames per second of a film. load: from nothing to an answer of the embedded model."""
     size: Annotated[Literal["tiny", "middle", "7b", "8b"] | None, _OPEN] = None
     """Size of the random weights. middle: the real vision tower before a small language model."""
     tokens: Annotated[tuple[int, ...] | None, _NUMBERS] = None
@@ -333,7 +333,7 @@ class Bench:
     hd: Annotated[bool, _OPTIONAL] = False
     """Five views of the image, with twice as many pixels a side."""
     frames: Annotated[tuple[int, ...] | None, _NUMBERS] = None
-    """memory: how many frames, each measured."""
+    """video, memory: how many frames, each measured."""
     text_tokens: Annotated[int | None, _NUMBER] = None
     """Words of the prompt, the system prompt included."""
     kept_tokens: Annotated[int | None, _NUMBER] = None
@@ -350,8 +350,14 @@ class Bench:
         None
     )
     """float32, bfloat16 or float16. Left out: what suits the device and the size."""
+    dtypes: Annotated[tuple[str, ...] | None, arg(metavar="FORMATS...", help_behavior_hint="")] = None
+    """video: number formats, each compared with the others."""
+    released_frames: Annotated[int | None, _NUMBER] = None
+    """video: most frames for the released order of work, which is slow."""
+    most_tokens: Annotated[int | None, _NUMBER] = None
+    """video: LLaVA-v1.5 is measured as long as its frames make no more tokens than this."""
     memory_limit: Annotated[float | None, arg(metavar="GIB", help_behavior_hint="")] = None
-    """latency, memory: how much of the GPU's memory may be used, as if the card had no more."""
+    """latency, video, memory: how much of the GPU's memory may be used, as if the card had no more."""
     width: Annotated[int | None, _NUMBER] = None
     """decode: pixels of the film."""
     height: Annotated[int | None, _NUMBER] = None

@@ -17,9 +17,8 @@ from transformers import Cache
 
 from llava_mini.benchmarks.released import fuse_as_released
 from llava_mini.benchmarks.timing import Laps
-from llava_mini.flow import ModelInputs
+from llava_mini.flow import KeysValues, ModelInputs
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
-from llava_mini.model.prefusion import KeysValues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +125,11 @@ class Ours:
         return answering
 
     def keep(self) -> KeptFrames:
-        """Kept words never see the question either, so they count as the last vision rows."""
+        """Vision and kept words, which never see the question."""
         laps = Laps(device=self.pixels.device, by_part=False)
-        patches, reduced = self._vision(laps)
-        kept = self.language.embed(self.words.kept)
-        if self.model.prefusion is None:
-            return KeptFrames(keys_values=(), prefix=self.language.read(torch.cat([kept, reduced], dim=1)))
-        assert patches is not None
-        from_prefusion = self.model.config.vision_tokens_from == "prefusion"
-        enters = from_prefusion and self.model.config.reducer != "identity"
-        rows = torch.cat([patches, reduced, kept] if enters else [patches, kept], dim=1)
-        num_tokens = reduced.shape[1] if from_prefusion else 0
-        fused = self.model.prefusion(rows, num_outputs=num_tokens + kept.shape[1])
-        if fused.vision is not None:
-            reduced = fused.vision[:, :num_tokens] if from_prefusion else reduced
-            kept = fused.vision[:, num_tokens:]
-        prefix = self.language.read(torch.cat([kept, reduced], dim=1))
-        return KeptFrames(keys_values=fused.keys_values, prefix=prefix)
+        seen = self.model.read_first(*self._vision(laps), self.language.embed(self.words.kept)[0])
+        prefix = self.language.read(torch.cat([seen.text, seen.vision], dim=1))
+        return KeptFrames(keys_values=seen.keys_values, prefix=prefix)
 
     def later(self, kept: KeptFrames, laps: Laps) -> Answering:
         """The question's rows alone, in pre-fusion and in the language model."""

@@ -154,9 +154,9 @@ def peak_here(request: str) -> int:
     assert settings.dtype is not None
     config = way_config(wanted["name"], settings)
     model = random_model(config, torch.device("cpu"), DTYPES[settings.dtype])
-    before = _largest_resident()
+    before = largest_resident()
     _prefill(model, wanted["frames"], settings.text_tokens)
-    return _largest_resident() - before
+    return largest_resident() - before
 
 
 def _cuda_peak(model: LlavaMiniForConditionalGeneration, frames: int, text_tokens: int) -> int | None:
@@ -210,7 +210,7 @@ def _counted(config: LlavaMiniConfig, dtype: str) -> dict[str, int]:
     }
 
 
-def _largest_resident() -> int:
+def largest_resident() -> int:
     """Bytes of memory that this process held at most."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would also count the process that started this one

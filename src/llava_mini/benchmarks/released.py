@@ -37,31 +37,24 @@ def fuse_as_released(
         )
     is_image = ids == config.image_token_id
     splice.frames_of_prompts(is_image, len(pixels), config.tokens_per_frame)
-    embeds = model.get_input_embeddings()(ids.masked_fill(is_image, 0))  # [1, T, D]
-    visible = splice.fusible(
-        inputs,
-        image_token_id=cast(int, config.image_token_id),
-        fuse_token_id_zero=config.fuse_token_id_zero,
-        fuse_answers=config.fuse_answers,
-    )
-    packed = splice.pack(embeds, visible)
+    text_rows = model.text_rows(inputs)
     tokens, texts = [], []
     for frame in pixels.split(1):
         features = _all_layers(model, frame)
         _lap(laps, "vision")
         patches, reduced = model.reduce_frames(features)
         _lap(laps, "reduction")
-        vision, text = _one_square(model, patches, reduced, packed.embeds)
+        vision, text = _one_square(model, patches, reduced, text_rows.packed.embeds)
         _lap(laps, "pre-fusion")
         tokens.append(vision)  # [1, Q, D]
         texts.append(text.float())  # [1, N, D]
-    mean = torch.stack(texts).mean(0)
-    has_frames = torch.ones(1, dtype=torch.bool, device=ids.device)
-    embeds = splice.unpack(embeds, mean, packed, has_frames)
+    total = torch.stack(texts).sum(0)
+    embeds = text_rows.with_fused(total, torch.tensor([len(pixels)], device=ids.device))
     return FusedPrompt(
         inputs_embeds=splice.place_frames(embeds, is_image, torch.cat(tokens)),
-        attention_mask=inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids),
+        attention_mask=text_rows.mask,
         input_ids=ids,
+        is_fused=text_rows.visible,
         num_frames=(len(pixels),),
     )
 
@@ -89,7 +82,7 @@ def _one_square(
     num_rows, num_vision = rows.shape[1], rows.shape[1] - text.shape[1]
     rotation = model.prefusion.rotary(rows, torch.arange(num_rows, device=rows.device)[None])
     for layer in model.prefusion.layers:
-        made, _, _ = cast(PrefusionLayer, layer)(rows, None, None, rotation, num_rows)
+        made, _, _ = cast(PrefusionLayer, layer)(rows, None, None, rotation, num_rows, 1)
         rows = cast(Tensor, made)
     vision = rows[:, num_vision - reduced.shape[1] : num_vision] if from_prefusion else reduced
     return vision, rows[:, num_vision:]

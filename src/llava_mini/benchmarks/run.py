@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from llava_mini.benchmarks.report import Report
 
-BENCHMARKS: tuple[str, ...] = ("flops", "latency", "memory", "decode", "load")
+BENCHMARKS: tuple[str, ...] = ("flops", "latency", "video", "memory", "decode", "load")
 """Names, which are those of modules in this folder."""
 
 

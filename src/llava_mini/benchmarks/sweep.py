@@ -66,6 +66,7 @@ def jobs(sizes: Sequence[str] = SIZES, device: str = "cuda") -> dict[str, Job]:
             found[f"latency-hd-{name}"] = Job(
                 bench="latency", given={**where, "tokens": [64], "hd": True, "repeats": 20}
             )
+            found[f"video-{name}"] = Job(bench="video", given={**where, "frames": frames, "released_frames": 64})
             found[f"memory-{name}"] = Job(bench="memory", given={**where, "tokens": [1, 4], "frames": frames})
     found["load"] = Job(bench="load", given={"device": device})
     found["decode"] = Job(bench="decode", given={}, needs="av")
