@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg, create_mutex_group, subcommand
 
 if TYPE_CHECKING:
     from llava_mini.commands import Loading
-    from llava_mini.inference.engine import AnswerSettings
+    from llava_mini.inference.settings import AnswerSettings
 
 _FRAMES = create_mutex_group(required=False, title="frames of a video, at most one of")
 _OPTIONAL = arg(help_behavior_hint="")
@@ -442,7 +442,7 @@ def _loading(flags: _Loading, cache: Path | None = None) -> "Loading":
 
 
 def _settings(flags: _Answering) -> "AnswerSettings":
-    from llava_mini.inference.engine import AnswerSettings
+    from llava_mini.inference.settings import AnswerSettings
 
     return AnswerSettings(
         max_tokens=flags.max_tokens,

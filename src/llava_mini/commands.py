@@ -26,9 +26,10 @@ from llava_mini.config import PRESETS, LlavaMiniConfig
 from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
-from llava_mini.inference.engine import AnswerSettings, Caching, Engine
+from llava_mini.inference.engine import Engine
 from llava_mini.inference.loading import read_config
 from llava_mini.inference.media import media_parts
+from llava_mini.inference.settings import AnswerSettings, Caching
 from llava_mini.inference.watch import Watch
 from llava_mini.model import cost
 
@@ -407,14 +408,15 @@ def _scaled(number: int, unit: str) -> str:
 
 
 class _FrameCounter:
-    """Shows the frames read so far, on stderr if it is a terminal and it takes a while."""
+    """Shows frames read so far, their speed and the time left, on stderr if it is a terminal and it takes a while."""
 
     def __init__(self) -> None:
         self._bar: tqdm[NoReturn] | None = None
 
-    def __call__(self, num_frames: int) -> None:
+    def __call__(self, num_frames: int, total: int | None) -> None:
         if self._bar is None:
             self._bar = tqdm(desc="reading", unit=" frames", delay=1, leave=False, disable=None, file=sys.stderr)
+        self._bar.total = total
         self._bar.update(num_frames - self._bar.n)
 
     def clear(self) -> None:

@@ -31,6 +31,8 @@ class FrameChunk:
     """Which image or video of the batch they belong to, counted from 0 in prompt order."""
     times: tuple[float, ...] = ()
     """When each frame is shown, in seconds from the start. Empty for an image."""
+    total: int | None = None
+    """How many frames of the image or video there are in all. None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

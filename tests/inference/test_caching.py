@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from llava_mini.inference import frame_reader
-from llava_mini.inference.engine import NO_CACHING, AnswerSettings, Caching, Engine
+from llava_mini.inference.engine import Engine
 from llava_mini.inference.media import assistant_message, media_parts, user_message
+from llava_mini.inference.settings import NO_CACHING, AnswerSettings, Caching, Request
 from llava_mini.inference.stats import Stats
 from tests.tiny_engine import picture, tiny_parts, write_film
 
@@ -237,6 +238,26 @@ def test_several_questions_share_one_look(parts, film, monkeypatch):
     assert answers[1].stats.cached_tokens > answers[1].stats.vision_tokens
 
 
+def test_a_batch_about_different_media_gets_the_answers_that_its_requests_get_alone(parts, film):
+    plain = Engine(*parts, NO_CACHING)
+    requests = [
+        Request(question="One?", media=[film]),
+        Request(question="What is this, and why is it here?", media=[picture(1), picture(2)]),
+        Request(question="And this?"),
+        Request(question="What is this, and why is it here?", media=[picture(2), picture(1)]),
+        Request(question="Two?", media=[film]),
+    ]
+    answers = Engine(*parts).ask_batch(requests, max_tokens=LENGTH)
+    for request, answer in zip(requests, answers, strict=True):
+        alone = plain.ask(request.question, request.media, max_tokens=LENGTH)
+        assert answer.text == alone.text
+        assert (answer.stats.frames, answer.stats.answer_tokens) == (alone.stats.frames, alone.stats.answer_tokens)
+        assert answer.stats.finish_reason == alone.stats.finish_reason
+    assert answers[4].stats.cached_frames == 3
+    with pytest.raises(ValueError, match="at least one"):
+        plain.ask_batch([])
+
+
 @pytest.mark.parametrize("questions", [[], "One?", ["One?", " "]])
 def test_impossible_lists_of_questions_are_refused(parts, questions):
     with pytest.raises(ValueError, match="list of questions|question"):
@@ -299,7 +320,7 @@ def test_questions_from_several_threads_get_their_own_answers(parts):
 def test_an_interrupted_film_leaves_no_thread_and_the_engine_goes_on(parts, film):
     engine = Engine(*parts)
 
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llava_mini.inference import loading, memory
-from llava_mini.inference.engine import NO_CACHING, AnswerSettings, Engine
+from llava_mini.inference.engine import Engine
+from llava_mini.inference.settings import NO_CACHING, AnswerSettings, Caching
 from llava_mini.inference.stats import PARTS
 from llava_mini.processor.media_stream import MediaStream
 from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
@@ -116,10 +117,19 @@ def test_frames_are_read_when_the_model_is_ready_for_them_and_let_go(engine, mon
     assert max(living for _, living in counts) <= 2
 
 
-def test_frames_are_told_while_they_are_read(engine, film):
-    told = []
-    list(engine.stream("what?", film, num_frames=10, max_tokens=1, progress=told.append))
-    assert told == [8, 10]
+@pytest.mark.parametrize("caching", [NO_CACHING, Caching()], ids=["anew", "known"])
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [("film", [(8, 10), (10, 10)]), ("picture film", [(1, None), (9, 11), (11, 11)]), ("film picture", [(11, 11)])],
+)
+def test_frames_are_told_while_they_are_read(engine, film, order, told, caching):
+    media, heard = {"film": film, "picture": picture()}, []
+    one = Engine(engine.model, engine.processor, caching)
+    for _ in range(2):
+        heard.clear()
+        medium = [media[name] for name in order.split()]
+        list(one.stream("what?", medium, num_frames=10, max_tokens=1, progress=lambda *n: heard.append(n)))
+        assert heard[-len(told) :] == told
 
 
 def test_the_models_stop_ids_end_an_answer():

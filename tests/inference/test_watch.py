@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from llava_mini.inference.engine import NO_CACHING, Caching, Engine
+from llava_mini.inference.engine import Engine
+from llava_mini.inference.settings import NO_CACHING, Caching
 from llava_mini.inference.video_stream import LiveSource
 from tests.inference.rtsp_server import RtspServer
 from tests.tiny_engine import tiny_parts, write_film

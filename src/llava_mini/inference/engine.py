@@ -5,12 +5,11 @@ frames need only once is kept for the next question, and so are the language mod
 are those of an engine that keeps nothing.
 """
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Self, cast
@@ -19,78 +18,28 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from llava_mini.flow import FusedPrompt, ModelInputs
+from llava_mini.flow import ModelInputs
 from llava_mini.inference.answer import Answer, AnswerStream
 from llava_mini.inference.conversation import Conversation
 from llava_mini.inference.detokenize import text_pieces
-from llava_mini.inference.frame_reader import FrameReader, Kept, Reading
+from llava_mini.inference.frame_reader import FrameReader, Reading
 from llava_mini.inference.loading import load
 from llava_mini.inference.media import Media, Message, Part, media_parts, user_message
-from llava_mini.inference.prompt_cache import PromptCache, PromptKey
+from llava_mini.inference.prompt_batches import KeyedPrompt, joined, keyed_prompt, left_padded
+from llava_mini.inference.prompt_cache import PromptCache
+from llava_mini.inference.settings import AnswerSettings, Caching, Request
 from llava_mini.inference.stats import Clock, Stats, timed_parts
 from llava_mini.inference.tensor_cache import TensorCache
-from llava_mini.inference.torch_backend import generate_tokens, stop_ids
+from llava_mini.inference.torch_backend import generate_batch, generate_tokens, stop_ids
 from llava_mini.inference.video_stream import LiveSource
 from llava_mini.inference.watch import Watch
 from llava_mini.inference.weights import Weights
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.media_stream import MediaStream
 from llava_mini.processor.processor import LlavaMiniProcessor
-from llava_mini.processor.video import FrameSampling
 
-Progress = Callable[[int], None]
-"""Called after each chunk of frames with the number of frames read so far."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerSettings:
-    """How an answer is made."""
-
-    max_tokens: int = 512
-    """Stop after so many tokens."""
-    temperature: float = 0.0
-    """0 takes the likeliest token each time; above 0, tokens are drawn."""
-    num_frames: int | None = None
-    """Frames of a video, evenly spread. None: as ``fps`` and ``all_frames`` say."""
-    fps: float | None = None
-    """Frames of a video per second. None: one."""
-    all_frames: bool = False
-    """Every frame of a video."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be 0 or a positive number, got {self.temperature}.")
-        FrameSampling(num_frames=self.num_frames, fps=self.fps, all_frames=self.all_frames)  # refuses what is wrong
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caching:
-    """What an engine keeps for later questions. It never changes an answer, only what an answer takes."""
-
-    frame_bytes: int = 2**30
-    """Most bytes of the CPU's memory for frames; those not used for longest go first. 0: nothing is kept there."""
-    prompt_bytes: int = 2**30
-    """Most bytes of the device's memory for the language model's keys and values of earlier prompts."""
-    folder: Path | None = None
-    """Where frames are kept on disk, for this process and later ones. It grows without a limit. None: nowhere."""
-    kept: Kept = "keys_values"
-    """Of a frame: all that a question needs, or ``features``, the vision tower's output, which takes a fraction of the
-    room and leaves reduction, projection and pre-fusion to be run again."""
-
-
-NO_CACHING = Caching(frame_bytes=0, prompt_bytes=0)
-"""Everything is computed for every question."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prompt:
-    """A prompt before the language model."""
-
-    fused: FusedPrompt
-    key: PromptKey | None
-    """Under which the language model's keys and values are kept. None: they are not."""
+Progress = Callable[[int, int | None], None]
+"""Called for each chunk of frames with the number of frames read so far, and of all of them; None: not known."""
 
 
 class Engine:
@@ -205,7 +154,7 @@ class Engine:
             num_frames: as in ``ask``.
             fps: as in ``ask``.
             all_frames: as in ``ask``.
-            progress: called with the number of frames read so far.
+            progress: called with the numbers of frames read so far and in all.
         """
         settings = AnswerSettings(
             max_tokens=max_tokens, temperature=temperature, num_frames=num_frames, fps=fps, all_frames=all_frames
@@ -236,7 +185,7 @@ class Engine:
             num_frames: as in ``ask``.
             fps: as in ``ask``.
             all_frames: as in ``ask``.
-            progress: called with the number of frames read so far.
+            progress: called with the numbers of frames read so far and in all.
         """
         if isinstance(questions, str) or not questions:
             raise ValueError("ask_all takes a list of questions with at least one. For a single question there is ask.")
@@ -251,6 +200,50 @@ class Engine:
             for prompt, counts in zip(prompts, stats, strict=True)
         ]
 
+    def ask_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        all_frames: bool = False,
+    ) -> list[Answer]:
+        """Answer questions about different images and videos, the answers made side by side.
+
+        They are those of ``ask``; in 16 bits a tie may fall otherwise, because sums are taken in another order. Media
+        are read one after another, through the cache. All prompts are padded to the longest, so questions about a long
+        video do better alone or in ``ask_all``.
+
+        Args:
+            requests: what to ask about what.
+            max_tokens: as in ``ask``, like all others.
+            temperature: as in ``ask``.
+            num_frames: as in ``ask``.
+            fps: as in ``ask``.
+            all_frames: as in ``ask``.
+        """
+        if not requests:
+            raise ValueError("ask_batch takes a list of requests with at least one.")
+        settings = AnswerSettings(
+            max_tokens=max_tokens, temperature=temperature, num_frames=num_frames, fps=fps, all_frames=all_frames
+        )
+        prompts, stats = [], [Stats() for _ in requests]
+        for request, counts in zip(requests, stats, strict=True):
+            messages = [user_message(request.question, media_parts(request.media))]
+            prompts += self._fuse([messages], settings, None, [counts])
+        batch = left_padded([prompt.fused for prompt in prompts])
+        room = self._room(batch.inputs_embeds.shape[1], settings)
+        began = time.perf_counter()
+        answers, times = generate_batch(self.model, batch, max_tokens=room, temperature=temperature)
+        for counts, ids in zip(stats, answers, strict=True):
+            counts.seconds["prefill"] += (times[0] - began) / len(requests)
+            counts.seconds["generation"] += (times[-1] - times[0]) / len(requests)
+            counts.answer_tokens = len(ids)
+            counts.finish_reason = "stop" if ids[-1] in stop_ids(self.model) else "length"
+        return [Answer(self._decode(ids), counts) for ids, counts in zip(answers, stats, strict=True)]
+
     def chat(
         self, media: Media = (), settings: AnswerSettings | None = None, progress: Progress | None = None
     ) -> Conversation:
@@ -259,7 +252,7 @@ class Engine:
         Args:
             media: as in ``ask``, but no iterators: each turn reads them again.
             settings: how all its answers are made.
-            progress: called with the number of frames read so far.
+            progress: called with the numbers of frames read so far and in all.
         """
         return Conversation(lambda messages: self.stream_messages(messages, settings, progress), media)
 
@@ -295,7 +288,7 @@ class Engine:
         return Watch(
             self._reader,
             self.processor,
-            lambda fused, stats: self._continue(_Prompt(fused=fused, key=None), settings, stats),
+            lambda fused, stats: self._continue(KeyedPrompt(fused=fused, key=None), settings, stats),
             LiveSource(source, fps=fps, waiting=waiting, speed=speed),
             question=question,
             window=window,
@@ -314,18 +307,22 @@ class Engine:
         (prompt,) = self._fuse([messages], settings, progress, [stats])
         yield from self._continue(prompt, settings, stats)
 
-    def _continue(self, prompt: _Prompt, settings: AnswerSettings, stats: Stats) -> Generator[str]:
+    def _continue(self, prompt: KeyedPrompt, settings: AnswerSettings, stats: Stats) -> Generator[str]:
         """Give the answer to a prompt, piece by piece."""
-        length = prompt.fused.inputs_embeds.shape[1]
+        max_tokens = self._room(prompt.fused.inputs_embeds.shape[1], settings)
+        with closing(self._tokens(prompt, max_tokens, settings.temperature, stats)) as tokens:
+            yield from text_pieces(tokens, self._decode)
+
+    def _room(self, length: int, settings: AnswerSettings) -> int:
+        """How many tokens an answer to a prompt of some length may have; cut with a warning to what is left."""
         room = self._context - length
         if settings.max_tokens > room:
             warnings.warn(
                 f"max_tokens is cut from {settings.max_tokens} to {room}: the prompt has {length} tokens and the "
                 f"model's context {self._context}.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        with closing(self._tokens(prompt, min(settings.max_tokens, room), settings.temperature, stats)) as tokens:
-            yield from text_pieces(tokens, self._decode)
+        return min(settings.max_tokens, room)
 
     @torch.inference_mode()
     def _fuse(
@@ -334,7 +331,7 @@ class Engine:
         settings: AnswerSettings,
         progress: Progress | None,
         stats: Sequence[Stats],
-    ) -> list[_Prompt]:
+    ) -> list[KeyedPrompt]:
         """Everything before the language model, for conversations about the same media.
 
         Fills the counts and times of ``stats`` up to there; each conversation gets its share of the time.
@@ -355,15 +352,15 @@ class Engine:
                 promised = settings.num_frames * tokens_per_frame
                 self._check_length(replace(counts, frames=settings.num_frames, vision_tokens=promised), num_slots)
 
-        def count(num_frames: int) -> None:
+        def count(num_frames: int, total: int | None) -> None:
             for counts in stats:
                 counts.frames += num_frames
                 counts.vision_tokens += num_frames * tokens_per_frame
                 self._check_length(counts, num_slots)
             if progress is not None:
-                progress(stats[0].frames)
+                progress(stats[0].frames, total)
 
-        batch, reading, shared = _to_device(_joined(inputs), self.model.device), Reading(), Stats()
+        batch, reading, shared = _to_device(joined(inputs), self.model.device), Reading(), Stats()
         clock = Clock(shared.seconds, self.model.device)
         with self._fusing, timed_parts(self.model, clock):
             if media is None:
@@ -377,7 +374,7 @@ class Engine:
             for part, seconds in shared.seconds.items():
                 counts.seconds[part] += seconds / len(stats)
         context = (self._language_weights.stamp(), *reading.keys)
-        return [_prompt(fused, row, context) for row in range(len(inputs))]
+        return [keyed_prompt(fused, row, context) for row in range(len(inputs))]
 
     def _check_length(self, stats: Stats, num_slots: int) -> None:
         """Refuse a prompt as soon as it is longer than the model's context less one place for the answer."""
@@ -397,7 +394,7 @@ class Engine:
             f"answer. {advice}"
         )
 
-    def _tokens(self, prompt: _Prompt, max_tokens: int, temperature: float, stats: Stats) -> Generator[int]:
+    def _tokens(self, prompt: KeyedPrompt, max_tokens: int, temperature: float, stats: Stats) -> Generator[int]:
         """Ids of the answer. Fills the rest of ``stats``."""
         cache = self.prompts.take(prompt.key) if prompt.key is not None else DynamicCache()
         stats.cached_tokens = cache.get_seq_length()
@@ -431,36 +428,6 @@ def _parts(messages: list[Message]) -> Iterator[Part]:
     """All typed parts of some messages."""
     for message in messages:
         yield from (part for part in message["content"] if isinstance(part, dict))
-
-
-def _joined(inputs: Sequence[ModelInputs]) -> ModelInputs:
-    """Put prompts into one batch, padded on the right."""
-    if len(inputs) == 1:
-        return inputs[0]
-
-    def padded(name: str) -> Tensor:
-        rows = [getattr(one, name)[0] for one in inputs]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-    return replace(
-        inputs[0],
-        input_ids=padded("input_ids"),
-        attention_mask=padded("attention_mask"),
-        answer_mask=padded("answer_mask"),
-    )
-
-
-def _prompt(fused: FusedPrompt, row: int, context: tuple[str, ...]) -> _Prompt:
-    """One prompt of a batch, without its padding."""
-    length = int(fused.attention_mask[row].sum())
-    one = FusedPrompt(
-        inputs_embeds=fused.inputs_embeds[row : row + 1, :length],
-        attention_mask=fused.attention_mask[row : row + 1, :length],
-        input_ids=fused.input_ids[row : row + 1, :length],
-        is_fused=fused.is_fused[row : row + 1, :length],
-        num_frames=fused.num_frames[row : row + 1],
-    )
-    return _Prompt(fused=one, key=PromptKey(context=context, ids=one.input_ids[0].cpu(), fused=one.is_fused[0].cpu()))
 
 
 def _to_device(inputs: ModelInputs, device: torch.device) -> ModelInputs:

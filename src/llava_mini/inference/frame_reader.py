@@ -32,6 +32,9 @@ from llava_mini.processor.media_stream import MediaStream
 Kept = Literal["keys_values", "features"]
 """What is kept of a frame: all that a question needs, or the vision tower's output, from which that is made again."""
 
+Count = Callable[[int, int | None], None]
+"""Told the number of frames of a chunk, and of all frames of all media; None if that is not known yet."""
+
 _SETTLED_NS = 2_000_000_000
 """Age of a file's last change before its time stamps can be trusted: a later change could carry the same ones."""
 
@@ -63,7 +66,7 @@ class FrameReader:
         self._pixels_of_file: dict[object, tuple[str, ...]] = {}
 
     def read(
-        self, media: MediaStream, text: Tensor, reading: Reading, clock: Clock, count: Callable[[int], None]
+        self, media: MediaStream, text: Tensor, reading: Reading, clock: Clock, count: Count
     ) -> Generator[SeenChunk]:
         """Give the frames of all media as the model sees them, chunk by chunk.
 
@@ -72,7 +75,7 @@ class FrameReader:
             text: [N, D], from ``model.text_before_frames``.
             reading: is told what was read.
             clock: is told how long decoding was waited for.
-            count: called with the number of frames of each chunk before the model works on it.
+            count: called before the model works on a chunk.
         """
         turn = self.cache.new_turn()
         suffix = self._suffix(text)
@@ -82,19 +85,21 @@ class FrameReader:
             if known and not all(self._key(pixels, suffix) in self.cache for pixels in known):
                 known = ()
             pixels_seen: list[str] = []
+            num_before, is_last = len(reading.keys), slot == len(media) - 1
             for start in range(0, len(known), self.model.frames_per_pass):
                 pixels = known[start : start + self.model.frames_per_pass]
                 found = [self._get(self._key(one, suffix), turn) for one in pixels]
                 whole = [tensors for tensors in found if tensors is not None]
                 if len(whole) < len(found):
                     break  # a file of the cache was damaged
-                count(len(pixels))
+                count(len(pixels), num_before + len(known) if is_last else None)
                 pixels_seen += pixels
                 reading.num_cached += len(pixels)
                 yield SeenChunk(seen=self._restored(whole, text), slot=slot)
             if not known or len(pixels_seen) < len(known):
                 for chunk, pixels in self._decoded(media, slot, clock, skip=len(pixels_seen)):
-                    count(len(pixels))
+                    total = num_before + chunk.total if is_last and chunk.total is not None else None
+                    count(len(pixels), total)
                     pixels_seen += pixels
                     yield SeenChunk(seen=self._see(chunk, pixels, suffix, text, turn, reading), slot=slot)
             if fingerprint is not None and _fingerprint(media, slot) == fingerprint:
@@ -143,7 +148,7 @@ class FrameReader:
                 drop, skip = min(skip, len(chunk.pixel_values)), max(skip - len(chunk.pixel_values), 0)
                 pixels = chunk.pixel_values[drop:]
                 if len(pixels):
-                    yield FrameChunk(pixel_values=pixels, slot=slot), _digests(pixels)
+                    yield FrameChunk(pixel_values=pixels, slot=slot, total=chunk.total), _digests(pixels)
 
     def _see(
         self, chunk: FrameChunk, pixels: list[str], suffix: str, text: Tensor, turn: int, reading: Reading

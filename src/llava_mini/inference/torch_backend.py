@@ -53,8 +53,6 @@ def generate_tokens(
     cache = DynamicCache() if cache is None else cache
     tokens: SimpleQueue[Token | BaseException | None] = SimpleQueue()
     stop = Event()
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature}
-    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
     def work() -> None:
         try:
@@ -67,7 +65,7 @@ def generate_tokens(
                     pad_token_id=_pad_token_id(model),
                     streamer=cast(Any, _Feed(tokens)),
                     stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
-                    **(sampling if temperature > 0 else greedy),
+                    **_sampling(temperature),
                 )
             tokens.put(None)
         except BaseException as error:
@@ -84,6 +82,43 @@ def generate_tokens(
         stop.set()
         if thread.is_alive():
             thread.join()
+
+
+def generate_batch(
+    model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, *, max_tokens: int, temperature: float
+) -> tuple[list[list[int]], list[float]]:
+    """The answers to several prompts, made side by side.
+
+    Args:
+        model: as in ``generate_tokens``, like the others.
+        fused: prompts, padded on the left.
+        max_tokens: stop each answer after so many.
+        temperature: 0 takes the likeliest token each time.
+
+    Returns:
+        Ids of each answer, the one that ends it included, and when each step was done, on the clock of
+        ``time.perf_counter``.
+    """
+    steps = _Steps()
+    with torch.inference_mode():
+        output = model.generate(
+            fused=fused,
+            max_new_tokens=max_tokens,
+            pad_token_id=_pad_token_id(model),
+            streamer=cast(Any, steps),
+            **_sampling(temperature),
+        )
+    ends, answers = stop_ids(model), []
+    for row in cast(Tensor, output)[:, fused.input_ids.shape[1] :].tolist():
+        length = next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[:length])
+    return answers, steps.times
+
+
+def _sampling(temperature: float) -> dict[str, Any]:
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature}
+    return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 def _prefill(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, cache: DynamicCache, stop: Event) -> None:
@@ -118,6 +153,22 @@ class _Feed(BaseStreamer):
         if self.saw_prompt:
             self.tokens.put(Token(int(value.flatten()[0]), time.perf_counter()))
         self.saw_prompt = True
+
+    def end(self) -> None:
+        """The end is told when ``generate`` has returned."""
+
+
+class _Steps(BaseStreamer):
+    """Notes when each token of a batch was chosen. ``generate`` begins with the prompt, which is left out."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._saw_prompt = False
+
+    def put(self, value: Tensor) -> None:
+        if self._saw_prompt:
+            self.times.append(time.perf_counter())
+        self._saw_prompt = True
 
     def end(self) -> None:
         """The end is told when ``generate`` has returned."""

@@ -66,15 +66,17 @@ class MediaStream(Iterable[FrameChunk]):
         slot, settings = self._slots[index], self.settings
         if slot.kind == "image":
             picture = to_rgb(slot.source, max_pixels=settings.max_pixels)
-            yield FrameChunk(pixel_values=make_views(picture, settings.views)[None], slot=index)  # [1, V, 3, S, S]
+            pixels = make_views(picture, settings.views)[None]  # [1, V, 3, S, S]
+            yield FrameChunk(pixel_values=pixels, slot=index, total=1)
             return
         frames = frames_of(slot.source, settings.sampling, max_pixels=settings.max_pixels)
-        ready = ((self._frame_views(frame.image), frame.time) for frame in frames)
+        ready = ((self._frame_views(frame.image), frame.time, frame.total) for frame in frames)
         for chunk in chunks(ready, self._frames_per_chunk):
             yield FrameChunk(
-                pixel_values=torch.stack([views for views, _ in chunk]),  # [F, V, 3, S, S]
+                pixel_values=torch.stack([views for views, _, _ in chunk]),  # [F, V, 3, S, S]
                 slot=index,
-                times=tuple(time for _, time in chunk if time is not None),
+                times=tuple(time for _, time, _ in chunk if time is not None),
+                total=chunk[0][2],
             )
 
     def _frame_views(self, image: Image.Image) -> Tensor:
