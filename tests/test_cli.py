@@ -2,9 +2,11 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,7 @@ def test_ctrl_c_stops_an_answer_in_a_chat_and_ctrl_d_ends_it(talkative):
         """Read until the text has come, and so many bytes after it."""
         nonlocal seen
         while len(seen.partition(text)[2]) < after or text not in seen:
+            assert select.select([terminal], [], [], 120)[0], f"{text!r} did not come after {seen!r}"
             seen += os.read(terminal, 4096)
         seen = seen.partition(text)[2]
 
@@ -150,7 +153,9 @@ def test_ctrl_c_stops_an_answer_in_a_chat_and_ctrl_d_ends_it(talkative):
     wait_for(b"(stopped;")
     wait_for(b"> ")
     os.write(terminal, b"/help\n")
-    wait_for(b"/add FILE")
+    wait_for(b"Ctrl-C stops an answer")
+    wait_for(b"> ")
+    time.sleep(0.5)  # a signal that comes just before readline begins to wait is seen with the next key only
     process.send_signal(signal.SIGINT)
     wait_for(b"(stopped;")
     wait_for(b"> ")

@@ -91,7 +91,7 @@ def test_jobs_run_everything_at_both_sizes_with_and_without_a_limit():
     for size in ("7b", "8b"):
         assert found[f"latency-{size}"].given["memory_limit"] is None
         assert found[f"memory-{size}-24gib"].given["memory_limit"] == 24
-    assert {job.bench for job in found.values()} == {"flops", "latency", "memory", "load", "decode"}
+    assert {job.bench for job in found.values()} == {"flops", "latency", "video", "memory", "load", "decode"}
     assert not any(job.given.get("memory_limit") for job in jobs(device="cpu").values())
 
 
