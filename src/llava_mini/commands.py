@@ -298,7 +298,10 @@ def watch(
     with live:
         for moment in live:
             while not typed.empty():
-                _print_moment(live, typed.get())
+                try:
+                    _print_moment(live, typed.get())
+                except ValueError as error:  # of one question; the watch goes on
+                    print(f"llava-mini: {error}", file=sys.stderr)
             if moment.time - answered >= every:
                 _print_moment(live, None if standing else question)
                 answered = moment.time

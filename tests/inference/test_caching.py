@@ -332,11 +332,154 @@ def test_an_interrupted_film_leaves_no_thread_and_the_engine_goes_on(parts, film
     assert text(engine, "One?", [film]) == text(Engine(*parts, NO_CACHING), "One?", [film])
 
 
-def test_budgets_below_zero_and_files_for_folders_are_refused(parts, tmp_path):
-    with pytest.raises(ValueError, match="max_bytes=-1"):
-        Engine(*parts, Caching(frame_bytes=-1))
-    with pytest.raises(ValueError, match="max_bytes=-1"):
-        Engine(*parts, Caching(prompt_bytes=-1))
+def test_a_file_in_the_place_of_the_folder_is_refused(parts, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match="cannot live in"):
         Engine(*parts, Caching(folder=tmp_path / "file"))
+
+
+def test_an_animated_picture_as_an_image_is_not_the_same_as_a_video(parts, tmp_path):
+    path = tmp_path / "moving.gif"
+    frames = [picture(number, (16, 16)) for number in range(4)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=500)
+    engine, plain = Engine(*parts), Engine(*parts, NO_CACHING)
+    for kinds in (["image"], ["video"], ["image"], ["video", "image"], ["image", "video"]):
+        media = [{"type": kind, kind: path} for kind in kinds]
+        torch.testing.assert_close(prefill(engine, media), prefill(plain, media), atol=1e-4, rtol=1e-3)
+
+
+def scaled_through_data(model):
+    model.projector.linear_1.weight.data.mul_(1.5)
+
+
+def replaced_module(model):
+    model.projector = type(model.projector)(model.config.vision.hidden_size, model.config.text.hidden_size).eval()
+
+
+def replaced_language_model(model):
+    model.language_model = tiny_parts(seed=9)[0].language_model
+
+
+def another_configuration(model):
+    model.config.vision_tokens_from = "reducer"
+
+
+@pytest.mark.parametrize(
+    "change", [scaled_through_data, replaced_module, replaced_language_model, another_configuration]
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_changes_that_leave_no_version_are_noticed(change, film, folder, tmp_path):
+    torch.manual_seed(0)
+    model, processor = tiny_parts(seed=4)
+    engine = Engine(model, processor, Caching(folder=tmp_path if folder else None))
+    before = prefill(engine, [film])
+    change(model)
+    after = prefill(engine, [film])
+    torch.testing.assert_close(after, prefill(Engine(model, processor, NO_CACHING), [film]), atol=1e-4, rtol=1e-3)
+    assert (after - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("targets", [r"prefusion\..*q_proj", r"language_model\..*q_proj"])
+def test_adapters_that_are_switched_are_noticed(targets, film, tmp_path):
+    peft = pytest.importorskip("peft")
+    model, processor = tiny_parts(seed=5)
+    model.add_adapter(peft.LoraConfig(target_modules=rf".*{targets}", r=2, init_lora_weights=False))
+    engine = Engine(model, processor, Caching(folder=tmp_path))
+    for switch in (lambda: None, model.disable_adapters, model.enable_adapters):
+        switch()
+        plain = Engine(model, processor, NO_CACHING)
+        torch.testing.assert_close(prefill(engine, [film]), prefill(plain, [film]), atol=1e-4, rtol=1e-3)
+
+
+def test_kernels_do_not_share_what_they_kept(film):
+    model, processor = tiny_parts()
+    engine = Engine(model, processor)
+    engine.ask("One?", [film], max_tokens=1)
+    model.set_attn_implementation("eager")
+    stats = engine.ask("One?", [film], max_tokens=1).stats
+    assert (stats.cached_frames, stats.cached_tokens) == (0, 0)
+
+
+def test_a_flipped_bit_in_a_file_is_noticed(parts, film, tmp_path):
+    expected = prefill(Engine(*parts, Caching(folder=tmp_path)), [film])
+    for path in tmp_path.rglob("*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 64
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match="checksum"):
+        torch.testing.assert_close(
+            prefill(Engine(*parts, Caching(folder=tmp_path)), [film]), expected, atol=1e-4, rtol=1e-3
+        )
+
+
+def test_an_answer_comes_when_the_folder_cannot_be_written(parts, film, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    engine = Engine(*parts, Caching(folder=tmp_path / "cache"))
+    monkeypatch.setattr("llava_mini.inference.tensor_cache.save_file", fail)
+    with pytest.warns(UserWarning, match="cannot write") as told:
+        assert text(engine, "One?", [film]) == text(Engine(*parts, NO_CACHING), "One?", [film])
+    assert len([one for one in told if "cannot write" in str(one.message)]) == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_engines_may_share_a_model_and_be_asked_at_once(parts):
+    engines = [Engine(*parts), Engine(*parts, NO_CACHING)]
+    expected = text(Engine(*parts, NO_CACHING), "One?", [picture(7)])
+    wrong = []
+
+    def ask(engine):
+        for _ in range(8):
+            try:
+                if text(engine, "One?", [picture(7)]) != expected:
+                    wrong.append("another answer")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    threads = [threading.Thread(target=ask, args=(engine,)) for engine in engines * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_frames_may_come_from_somebody_who_asks_the_same_engine(parts):
+    engine = Engine(*parts)
+
+    def frames():
+        for number in range(3):
+            engine.ask("And this?", [picture(number)], max_tokens=1)
+            yield picture(number)
+
+    assert engine.ask("One?", iter(frames()), max_tokens=LENGTH).stats.frames == 3
+
+
+def test_a_question_in_between_leaves_a_conversation_what_it_kept(parts):
+    engine, settings = Engine(*parts), AnswerSettings(max_tokens=20)
+    messages = [user_message("What is this, and why is it here, of all places?", media_parts([picture(1)]))]
+    messages.append(assistant_message("".join(engine.stream_messages(messages, settings))))
+    engine.ask("One?", [picture(1)], max_tokens=1)
+    stream = engine.stream_messages([*messages, user_message("And?", [])], settings)
+    list(stream)
+    assert stream.stats.cached_tokens > 40
+
+
+def test_a_prompt_over_the_budget_does_not_push_out_the_others(parts, film):
+    engine = Engine(*parts, Caching(prompt_bytes=40_000))
+    engine.ask("One?", [picture(1)], max_tokens=1)
+    kept = engine.prompts.num_bytes
+    engine.ask("One?" * 30, [picture(2)], max_tokens=1)
+    assert engine.prompts.num_bytes == kept > 0
+
+
+def test_an_engine_keeps_its_model(parts):
+    with pytest.raises(AttributeError):
+        Engine(*parts).model = parts[0]
+
+
+@pytest.mark.parametrize("wrong", [{"kept": "feature"}, {"folder": 5}, {"frame_bytes": -1}, {"prompt_bytes": -1}])
+def test_impossible_caching_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Caching(**wrong)

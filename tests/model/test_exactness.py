@@ -84,13 +84,13 @@ def test_vision_rows_are_the_same_for_every_question_and_for_none(fields: dict[s
             assert torch.equal(ours[1], theirs[1])
 
 
-@pytest.mark.parametrize(("rope_type", "reaches"), [("default", False), ("dynamic", True)])
-def test_a_rotation_that_depends_on_the_length_lets_the_question_reach_the_vision_rows(rope_type: str, reaches: bool):
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_a_rotation_that_depends_on_the_length_is_refused(rope_type: str):
     rotation = {"rope_type": rope_type, "rope_theta": 10_000.0, "factor": 2.0}
-    model = tiny_model(text={"rope_parameters": rotation, "max_position_embeddings": 16})  # fewer than the vision rows
-    frames = pixels(model.config, 1)
-    short, long = (look(model, frames, embedded(model, question)).vision for question in QUESTIONS)
-    assert torch.equal(short, long) != reaches  # type: ignore[arg-type]
+    if rope_type == "longrope":
+        rotation |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    with pytest.raises(ValueError, match=f"cannot rotate with rope_type '{rope_type}'"):
+        tiny_model(text={"rope_parameters": rotation})
 
 
 @in_every_form

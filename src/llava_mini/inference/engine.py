@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Self, cast
 
 import torch
@@ -28,13 +27,14 @@ from llava_mini.inference.media import Media, Message, Part, media_parts, user_m
 from llava_mini.inference.prompt_batches import KeyedPrompt, joined, keyed_prompt, left_padded
 from llava_mini.inference.prompt_cache import PromptCache
 from llava_mini.inference.settings import AnswerSettings, Caching, Request
-from llava_mini.inference.stats import Clock, Stats, timed_parts
+from llava_mini.inference.stats import Clock, Stats
 from llava_mini.inference.tensor_cache import TensorCache
 from llava_mini.inference.torch_backend import generate_batch, generate_tokens, stop_ids
 from llava_mini.inference.video_stream import LiveSource
 from llava_mini.inference.watch import Watch
-from llava_mini.inference.weights import Weights
+from llava_mini.inference.weights import ModelState
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.streamed import StreamedFusion
 from llava_mini.processor.media_stream import MediaStream
 from llava_mini.processor.processor import LlavaMiniProcessor
 
@@ -59,15 +59,19 @@ class Engine:
             ValueError: a budget is negative, or the folder is a file.
         """
         caching = caching or Caching()
-        self.model = model.eval()
+        self._model = model.eval()
         self.processor = processor
-        self.frames = TensorCache(caching.frame_bytes, caching.folder)
+        self.frames = TensorCache(caching.frame_bytes, Path(caching.folder) if caching.folder is not None else None)
         """What is kept of frames; ``frames.stats`` has the hit rate, ``frames.clear()`` forgets."""
         self.prompts = PromptCache(caching.prompt_bytes)
         """What is kept of earlier prompts; ``prompts.clear()`` forgets."""
-        self._reader = FrameReader(self.model, self.frames, caching.kept)
-        self._language_weights = Weights([self.model.language_model])
-        self._fusing = Lock()
+        self._state = ModelState(self.model)
+        self._reader = FrameReader(self.model, self._state, self.frames, caching.kept)
+
+    @property
+    def model(self) -> LlavaMiniForConditionalGeneration:
+        """What answers. Another model takes another engine."""
+        return self._model
 
     @classmethod
     def load(
@@ -213,8 +217,8 @@ class Engine:
         """Answer questions about different images and videos, the answers made side by side.
 
         They are those of ``ask``; in 16 bits a tie may fall otherwise, because sums are taken in another order. Media
-        are read one after another, through the cache. All prompts are padded to the longest, so questions about a long
-        video do better alone or in ``ask_all``.
+        are read one after another, through the cache. All prompts are padded to the longest, and ``max_tokens`` is cut
+        to what that one leaves, so questions about a long video do better alone or in ``ask_all``.
 
         Args:
             requests: what to ask about what.
@@ -292,6 +296,7 @@ class Engine:
             LiveSource(source, fps=fps, waiting=waiting, speed=speed),
             question=question,
             window=window,
+            answer_tokens=max_tokens,
         )
 
     def stream_messages(
@@ -362,18 +367,19 @@ class Engine:
 
         batch, reading, shared = _to_device(joined(inputs), self.model.device), Reading(), Stats()
         clock = Clock(shared.seconds, self.model.device)
-        with self._fusing, timed_parts(self.model, clock):
-            if media is None:
-                fused = self.model.fuse(batch)
-            else:
-                text = self.model.text_before_frames(batch)
-                with closing(self._reader.read(media, text, reading, clock, count)) as chunks:
-                    fused = self.model.fuse(replace(batch, pixel_values=chunks))
+        if media is None:
+            fused = self.model.fuse(batch)
+        else:
+            fusion, text = StreamedFusion(self.model, batch), self.model.text_before_frames(batch)
+            with closing(self._reader.read(media, text, reading, clock, count)) as chunks:
+                for chunk in chunks:
+                    clock.timed("prefusion", fusion.add)(chunk)
+            fused = fusion.prompt()
         for counts in stats:
             counts.cached_frames = reading.num_cached
             for part, seconds in shared.seconds.items():
                 counts.seconds[part] += seconds / len(stats)
-        context = (self._language_weights.stamp(), *reading.keys)
+        context = (self._state.language(), *reading.keys)
         return [keyed_prompt(fused, row, context) for row in range(len(inputs))]
 
     def _check_length(self, stats: Stats, num_slots: int) -> None:
@@ -398,23 +404,27 @@ class Engine:
         """Ids of the answer. Fills the rest of ``stats``."""
         cache = self.prompts.take(prompt.key) if prompt.key is not None else DynamicCache()
         stats.cached_tokens = cache.get_seq_length()
-        ids, before, whole = [-1], time.perf_counter(), False
+        ids: list[int] = []
+        before = time.perf_counter()
         made = generate_tokens(self.model, prompt.fused, max_tokens=max_tokens, temperature=temperature, cache=cache)
-        try:
-            with closing(made):
+        with closing(made):
+            try:
                 for token_id, at in made:
-                    stats.seconds["generation" if stats.answer_tokens else "prefill"] += at - before
+                    stats.seconds["generation" if ids else "prefill"] += at - before
                     stats.answer_tokens += 1
                     before = at
                     ids.append(token_id)
-                    whole = True
                     yield token_id
-                    whole = False
-            whole = True
-        finally:
-            if whole and prompt.key is not None:  # an error may leave some layers without the last positions
-                self.prompts.put(prompt.key.extended(ids[1:]), cache)
+            except GeneratorExit:
+                made.close()  # only when the model has stopped are all layers equally long
+                self._keep(prompt, ids, cache)
+                raise
+        self._keep(prompt, ids, cache)
         stats.finish_reason = "stop" if ids[-1] in stop_ids(self.model) else "length"
+
+    def _keep(self, prompt: KeyedPrompt, ids: list[int], cache: DynamicCache) -> None:
+        if prompt.key is not None:
+            self.prompts.put(prompt.key.extended(ids), cache)
 
     def _decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

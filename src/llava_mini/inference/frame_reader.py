@@ -25,7 +25,7 @@ from llava_mini.flow import FrameChunk, SeenChunk, SeenFrames
 from llava_mini.inference.ahead import Ahead
 from llava_mini.inference.stats import Clock
 from llava_mini.inference.tensor_cache import TensorCache, Tensors
-from llava_mini.inference.weights import config_digest, weights_before_language
+from llava_mini.inference.weights import ModelState
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.media_stream import MediaStream
 
@@ -57,12 +57,12 @@ class FrameReader:
     """Reads frames for one model, through a cache."""
 
     def __init__(
-        self, model: LlavaMiniForConditionalGeneration, cache: TensorCache, kept: Kept = "keys_values"
+        self, model: LlavaMiniForConditionalGeneration, state: ModelState, cache: TensorCache, kept: Kept
     ) -> None:
         self.model = model
         self.cache = cache
         self.kept: Kept = kept
-        self._weights = weights_before_language(model)
+        self._state = state
         self._pixels_of_file: dict[object, tuple[str, ...]] = {}
 
     def read(
@@ -74,21 +74,21 @@ class FrameReader:
             media: what to read.
             text: [N, D], from ``model.text_before_frames``.
             reading: is told what was read.
-            clock: is told how long decoding was waited for.
+            clock: is told the seconds of decoding, as far as it was waited for, and of the vision side.
             count: called before the model works on a chunk.
         """
         turn = self.cache.new_turn()
-        suffix = self._suffix(text)
+        rest = self._rest(text)
         for slot in range(len(media)):
             fingerprint = _fingerprint(media, slot)
             known = self._pixels_of_file.get(fingerprint, ()) if fingerprint is not None else ()
-            if known and not all(self._key(pixels, suffix) in self.cache for pixels in known):
+            if known and not all(self._key(pixels, rest) in self.cache for pixels in known):
                 known = ()
             pixels_seen: list[str] = []
             num_before, is_last = len(reading.keys), slot == len(media) - 1
             for start in range(0, len(known), self.model.frames_per_pass):
                 pixels = known[start : start + self.model.frames_per_pass]
-                found = [self._get(self._key(one, suffix), turn) for one in pixels]
+                found = [self._get(self._key(one, rest), turn) for one in pixels]
                 whole = [tensors for tensors in found if tensors is not None]
                 if len(whole) < len(found):
                     break  # a file of the cache was damaged
@@ -101,20 +101,20 @@ class FrameReader:
                     total = num_before + chunk.total if is_last and chunk.total is not None else None
                     count(len(pixels), total)
                     pixels_seen += pixels
-                    yield SeenChunk(seen=self._see(chunk, pixels, suffix, text, turn, reading), slot=slot)
+                    yield SeenChunk(seen=self._see(chunk, pixels, rest, text, turn, reading, clock), slot=slot)
             if fingerprint is not None and _fingerprint(media, slot) == fingerprint:
                 self._pixels_of_file.pop(fingerprint, None)
                 self._pixels_of_file[fingerprint] = tuple(pixels_seen)
                 while len(self._pixels_of_file) > _MOST_FILES:
                     del self._pixels_of_file[next(iter(self._pixels_of_file))]
-            reading.keys += [self._key(pixels, suffix) for pixels in pixels_seen]
+            reading.keys += [self._key(pixels, rest) for pixels in pixels_seen]
 
     def keep(self, pixel_values: Tensor, text: Tensor) -> list[str]:
         """See frames [F, V, 3, H, W] after the text [N, D], keep them, and return the key of each."""
-        suffix, pixels = self._suffix(text), _digests(pixel_values)
+        rest, pixels = self._rest(text), _digests(pixel_values)
         chunk = FrameChunk(pixel_values=pixel_values, slot=0)
-        self._see(chunk, pixels, suffix, text, self.cache.new_turn(), Reading())
-        return [self._key(one, suffix) for one in pixels]
+        self._see(chunk, pixels, rest, text, self.cache.new_turn(), Reading(), Clock({}, self.model.device))
+        return [self._key(one, rest) for one in pixels]
 
     def recall(self, keys: Sequence[str], text: Tensor) -> Iterator[SeenFrames]:
         """Give the frames that were kept under some keys, one after another.
@@ -128,8 +128,8 @@ class FrameReader:
             if tensors is None:
                 raise ValueError(
                     f"Frame {number} of {len(keys)} is no longer in the cache, which has room for "
-                    f"{self.cache.max_bytes} bytes in memory. Give the engine caching=Caching(folder=...) to keep all "
-                    "frames on disk, or watch with a window."
+                    f"{self.cache.max_bytes} bytes in memory and {self.cache.folder or 'no folder'} on disk. Give the "
+                    "engine a folder where it can keep all frames, or watch with a window."
                 )
             yield self._restored([tensors], text)
 
@@ -151,10 +151,17 @@ class FrameReader:
                     yield FrameChunk(pixel_values=pixels, slot=slot, total=chunk.total), _digests(pixels)
 
     def _see(
-        self, chunk: FrameChunk, pixels: list[str], suffix: str, text: Tensor, turn: int, reading: Reading
+        self,
+        chunk: FrameChunk,
+        pixels: list[str],
+        rest: str,
+        text: Tensor,
+        turn: int,
+        reading: Reading,
+        clock: Clock,
     ) -> SeenFrames:
         """Return the frames of a chunk, from the cache or by the model; the same picture is seen once."""
-        keys = [self._key(one, suffix) for one in pixels]
+        keys = [self._key(one, rest) for one in pixels]
         different = list(dict.fromkeys(keys))
         found = {key: tensors for key in different if (tensors := self._get(key, turn)) is not None}
         missing = [key for key in different if key not in found]
@@ -163,8 +170,10 @@ class FrameReader:
         for start in range(0, len(missing), self.model.frames_per_pass):
             some = missing[start : start + self.model.frames_per_pass]
             rows = [keys.index(key) for key in some]
-            features = self.model.encode_frames(chunk.pixel_values[rows].to(self.model.device))
-            parts.append(self.model.read_first(*self.model.reduce_frames(features), text))
+            pixel_values = chunk.pixel_values[rows].to(self.model.device)
+            features = clock.timed("vision", self.model.encode_frames)(pixel_values)
+            patches, reduced = clock.timed("reduction", self.model.reduce_frames)(features)
+            parts.append(clock.timed("prefusion", self.model.read_first)(patches, reduced, text))
             for index, key in enumerate(some if self.cache.keeps_anything else ()):
                 one = parts[-1].part(index, index + 1)
                 kept = {"features": features[index : index + 1]} if self.kept == "features" else one.to_tensors()
@@ -182,14 +191,13 @@ class FrameReader:
             return self.model.read_first(*self.model.reduce_frames(features), text)
         return SeenFrames.join([SeenFrames.from_tensors(tensors) for tensors in frames])
 
-    def _key(self, pixels: str, suffix: str) -> str:
-        return hashlib.blake2b(f"{pixels} {suffix}".encode(), digest_size=20).hexdigest()
+    def _key(self, pixels: str, rest: str) -> str:
+        return hashlib.blake2b(f"{pixels} {rest}".encode(), digest_size=20).hexdigest()
 
-    def _suffix(self, text: Tensor) -> str:
+    def _rest(self, text: Tensor) -> str:
         """What a frame's key says besides its pixels: the model, and the text before the frames if that is kept."""
-        weights = self._weights.stamp() if self.cache.folder is None else self._weights.digest()
-        read = "" if self.kept == "features" else _digest_of(text)
-        return f"{config_digest(self.model)} {weights} {self.kept} {read}"
+        state = self._state.frames(lasting=self.cache.folder is not None)
+        return f"{state} {self.kept} {'' if self.kept == 'features' else _digest_of(text)}"
 
 
 def _digests(pixel_values: Tensor) -> list[str]:
@@ -208,11 +216,11 @@ def _fingerprint(media: MediaStream, slot: int) -> object | None:
     source = media.source(slot)
     if not isinstance(source, str | Path) or str(source).startswith("data:"):
         return None
-    path = Path(source).expanduser().resolve()
+    path = Path(source).resolve()
     try:
         stat = path.stat()
     except OSError:
         return None
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _SETTLED_NS:
         return None
-    return (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, media.settings)
+    return (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, media.facts(slot))

@@ -13,6 +13,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +68,27 @@ class PromptCache:
     def take(self, key: PromptKey) -> DynamicCache:
         """Take the keys and values of the longest beginning out of the cache, all but the prompt's last position.
 
-        Without any, they are empty. Whoever takes them may add to them, and puts them back.
+        Without any, they are empty. Whoever takes them may add to them, and puts them back. Of a prompt that goes on
+        much longer in another way the beginning is copied.
         """
         with self._lock:
             lengths = [key.common(other) for other, _ in self._prompts]
             best = max(range(len(lengths)), key=lengths.__getitem__, default=-1)
             if best < 0 or lengths[best] == 0:
                 return DynamicCache()
-            cache, length = self._prompts.pop(best)[1], min(lengths[best], len(key.ids) - 1)
+            cache, length = self._prompts[best][1], min(lengths[best], len(key.ids) - 1)
+            if cache.get_seq_length() - length > length:  # a conversation that may go on keeps its own
+                cache = _beginning(cache, length)
+            else:
+                del self._prompts[best]
         _cut(cache, length)
         return cache
 
     def put(self, key: PromptKey, cache: DynamicCache) -> None:
         """Keep keys and values, of at most as many positions as the key has."""
         _cut(cache, len(key.ids))
+        if _num_bytes(cache) > self.max_bytes:
+            return
         with self._lock:
             self._prompts.append((key, cache))
             while self._prompts and self.num_bytes > self.max_bytes:
@@ -90,6 +98,15 @@ class PromptCache:
         """Forget all prompts."""
         with self._lock:
             self._prompts.clear()
+
+
+def _beginning(cache: DynamicCache, length: int) -> DynamicCache:
+    """Copy the first positions."""
+    made = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer)
+        made.update(layer.keys[..., :length, :].clone(), layer.values[..., :length, :].clone(), index)
+    return made
 
 
 def _cut(cache: DynamicCache, length: int) -> None:

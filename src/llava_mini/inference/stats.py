@@ -1,14 +1,11 @@
 """What an answer took: tokens, frames, and seconds by part."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
-
-from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
 Part = Literal["media", "vision", "reduction", "prefusion", "prefill", "generation"]
 Result = TypeVar("Result")
@@ -22,15 +19,6 @@ PARTS: dict[Part, str] = {
     "generation": "generation",
 }
 """The parts of an answer in their order, with the names that people read."""
-
-_METHODS: dict[str, Part] = {
-    "encode_frames": "vision",
-    "reduce_frames": "reduction",
-    "read": "prefusion",
-    "read_first": "prefusion",
-    "read_again": "prefusion",
-}
-"""What a model calls for each part on the way from pixels to a fused prompt."""
 
 
 @dataclass(kw_only=True)
@@ -79,7 +67,7 @@ class Clock:
 
     def add(self, part: Part, since: float) -> None:
         """Count the time since ``since`` to ``part``."""
-        self.seconds[part] += self.start() - since
+        self.seconds[part] = self.seconds.get(part, 0.0) + self.start() - since
 
     def timed(self, part: Part, call: Callable[..., Result]) -> Callable[..., Result]:
         """``call``, with its time counted to ``part`` and its result as it is."""
@@ -92,15 +80,3 @@ class Clock:
                 self.add(part, since)
 
         return run
-
-
-@contextmanager
-def timed_parts(model: LlavaMiniForConditionalGeneration, clock: Clock) -> Iterator[None]:
-    """Count the time of the model's vision, reduction and pre-fusion while the context lasts."""
-    for name, part in _METHODS.items():
-        setattr(model, name, clock.timed(part, getattr(model, name)))
-    try:
-        yield
-    finally:
-        for name in _METHODS:
-            delattr(model, name)

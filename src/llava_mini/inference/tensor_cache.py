@@ -3,10 +3,12 @@
 A cache knows nothing of what it keeps. Whoever asks makes keys that say everything the tensors depend on.
 """
 
-import os
+import uuid
 import warnings
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -65,12 +67,17 @@ class TensorCache:
                 without a limit. None: memory only.
 
         Raises:
-            ValueError: If the number is negative, or the folder is a file.
+            ValueError: If the number is negative, or the folder cannot be made.
         """
         if max_bytes < 0:
             raise ValueError(f"A cache has room for 0 bytes or more, got max_bytes={max_bytes}.")
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise ValueError(f"A cache lives in a folder, but {str(folder)!r} is a file. Give another path.")
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"A cache cannot live in {str(folder)!r} ({error.strerror}). Give a folder that can be written to."
+                ) from error
         self.max_bytes = max_bytes
         self.folder = folder
         self.stats = CacheStats()
@@ -78,6 +85,7 @@ class TensorCache:
         self._bytes = 0
         self._turn = 0
         self._lock = Lock()
+        self._told_of_writing = False
 
     @property
     def keeps_anything(self) -> bool:
@@ -137,29 +145,36 @@ class TensorCache:
         before = self._entries.pop(key, None)
         self._bytes -= before.num_bytes if before is not None else 0
         size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > self.max_bytes:
+            return
         while self._entries and self._bytes + size > self.max_bytes:
             oldest = next(iter(self._entries))
             if self._entries[oldest].turn == turn:
                 return
             self._bytes -= self._entries.pop(oldest).num_bytes
-        if size <= self.max_bytes:
-            self._entries[key] = _Entry(tensors, size, turn)
-            self._bytes += size
+        self._entries[key] = _Entry(tensors, size, turn)
+        self._bytes += size
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / key[:2] / f"{key}{_SUFFIX}"
 
     def _write(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Write a file, whole or not at all. Where it cannot be written, the answer goes on without it."""
         path = self._path(key)
         if path is None or path.exists():
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            save_file(tensors, draft, metadata={"key": key, "version": _VERSION})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, draft, metadata={"key": key, "version": _VERSION, "checksum": _checksum(tensors)})
             draft.replace(path)
+        except (OSError, SafetensorError) as error:
+            if not self._told_of_writing:
+                warnings.warn(f"The cache cannot write to {self.folder} ({error}). It goes on without.", stacklevel=3)
+            self._told_of_writing = True
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
     def _read(self, key: str) -> dict[str, Tensor] | None:
         """Return the tensors in the file of a key. A file that is damaged or another's is told of and removed."""
@@ -169,10 +184,23 @@ class TensorCache:
         try:
             with safe_open(path, framework="pt") as file:
                 facts = file.metadata() or {}
-                if (facts.get("key"), facts.get("version")) != (key, _VERSION):
-                    raise ValueError(f"it is of the key {facts.get('key')}, version {facts.get('version')}")
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            warnings.warn(f"{path} is not what this cache wrote there ({error}). It is made anew.", stacklevel=3)
-            path.unlink(missing_ok=True)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if (facts.get("key"), facts.get("version")) != (key, _VERSION):
+                raise ValueError(f"it is of the key {facts.get('key')}, version {facts.get('version')}")
+            if facts.get("checksum") != _checksum(tensors):
+                raise ValueError("its checksum is another")
+        except OSError:  # it may be readable later
             return None
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            warnings.warn(f"{path} is not what this cache wrote there ({error}). It is made anew.", stacklevel=3)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        return tensors
+
+
+def _checksum(tensors: Tensors) -> str:
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"

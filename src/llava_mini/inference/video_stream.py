@@ -9,11 +9,11 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
@@ -31,6 +31,9 @@ _NETWORK = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "srt", "http", "https"
 _OPEN_SECONDS, _SILENCE_SECONDS = 10.0, 15.0
 """How long a network stream may take to answer, and to send something."""
 
+_LEAVE_SECONDS = 2.0
+"""How long leaving waits for the thread."""
+
 _RECONNECT_SECONDS = 60.0
 """How long a lost network stream is tried again."""
 
@@ -42,7 +45,7 @@ class LiveFrame:
     image: Image.Image
     """RGB, upright."""
     time: float
-    """Seconds since the first frame: by the clock, or in a file by its time stamps."""
+    """Seconds since the watching began, by the clock; in a file since its first frame, by its time stamps."""
 
 
 class LiveSource:
@@ -84,6 +87,8 @@ class LiveSource:
         self._thread = Thread(target=self._work, name="llava-mini stream", daemon=True)
 
     def __enter__(self) -> Self:
+        if self._thread.ident is not None:
+            raise ValueError(f"The stream {self.source!r} was read before. Open it anew.")
         self._thread.start()
         return self
 
@@ -91,14 +96,16 @@ class LiveSource:
         with self._changed:
             self._wanted = False
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_LEAVE_SECONDS)  # a camera that says nothing is left to itself
 
     def take(self) -> list[LiveFrame]:
         """Wait for a frame and return all that are in line; an empty list when the stream has ended.
 
         Raises:
-            ValueError: If the stream cannot be opened or was lost.
+            ValueError: If the stream cannot be opened or was lost, or its context was not entered.
         """
+        if self._thread.ident is None:
+            raise ValueError(f"The stream {self.source!r} is read within a with statement only.")
         with self._changed:
             self._changed.wait_for(lambda: self._line or self._ended)
             frames = list(self._line)
@@ -146,6 +153,8 @@ class LiveSource:
                     for frame, at in self._due(container, lambda _: time.monotonic() - began):
                         connected, lost_at = True, 0.0
                         self._hand_on(frame, at)
+                if connected and self.source.startswith(("http://", "https://")):
+                    return  # a file, or a broadcast that is over
                 problem = "the stream ended"
             except film_errors() as error:
                 problem = reason(error)
@@ -162,7 +171,9 @@ class LiveSource:
                 raise ValueError(f"The stream {self.source!r} was lost ({problem}) and did not come back.")
             self._sleep(1.0)
 
-    def _due(self, container: "InputContainer", clock: Any) -> Iterator[tuple["VideoFrame", float]]:
+    def _due(
+        self, container: "InputContainer", clock: Callable[["VideoFrame"], float | None]
+    ) -> Iterator[tuple["VideoFrame", float]]:
         """Decode everything, and give a frame whenever one is due, with its time."""
         stream = picture_stream(container, Path(self.source))
         stream.thread_type = "AUTO" if self.is_file else "SLICE"  # threads for whole frames would hold some back

@@ -16,6 +16,7 @@ All three are exact: the answer is that of ``Engine.ask`` about the same frames.
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Self, cast
 
 import torch
@@ -60,11 +61,16 @@ class Watch(Iterator[Moment]):
         *,
         question: str | None,
         window: int | None,
+        answer_tokens: int,
     ) -> None:
         if question is not None and window is not None:
             raise ValueError("A standing question is about all frames and goes without a window. Give one of them.")
         if window is not None and window < 1:
             raise ValueError(f"A window holds at least one frame, got {window}.")
+        if question is None and window is None and not reader.cache.keeps_anything:
+            raise ValueError(
+                "All frames are to be kept, but the engine's cache keeps none. Give a question or a window."
+            )
         self.question = question
         """The standing question."""
         self.window = window
@@ -76,8 +82,13 @@ class Watch(Iterator[Moment]):
         self._model, self._reader, self._processor = reader.model, reader, processor
         self._respond, self._source = respond, source
         self._keys: list[str] = []
+        context = self._model.config.text.max_position_embeddings
+        self._room = max(context - answer_tokens, context // 2)
+        """Most tokens of a prompt: an answer needs some of the context."""
+        self._lock = Lock()
         self._kept: deque[SeenFrames] = deque(maxlen=window)
         self._fusion = self._new_fusion(question) if question is not None else None
+        self._check_length("?", window or 1)
         self._beginning = self._model.text_before_frames(self._inputs("?"))
 
     def __enter__(self) -> Self:
@@ -92,25 +103,26 @@ class Watch(Iterator[Moment]):
         frames = self._source.take()
         if not frames:
             raise StopIteration
-        seen = self.moment.frames
-        for chunk in cast("Sequence[FrameChunk]", self._inputs("?", [frame.image for frame in frames]).pixel_values):
-            if self._fusion is not None:
-                self._read_standing(chunk)
-            else:
-                self._keep(chunk)
-            seen += len(chunk.pixel_values)
-        self.moment = Moment(time=frames[-1].time, frames=seen, dropped=self._source.dropped)
-        return self.moment
+        images = [frame.image for frame in frames]
+        with self._lock:
+            for chunk in cast("Sequence[FrameChunk]", self._inputs("?", images).pixel_values):
+                if self._fusion is not None:
+                    self._read_standing(chunk)
+                else:
+                    self._keep(chunk)
+            seen = self.moment.frames + len(frames)
+            self.moment = Moment(time=frames[-1].time, frames=seen, dropped=self._source.dropped)
+            return self.moment
 
     def ask(self, question: str | None = None) -> AnswerStream:
-        """Answer about what is kept, piece by piece.
+        """Answer about what is kept now, piece by piece.
 
         Args:
             question: what to ask; left out with a standing question, and only then.
 
         Raises:
-            ValueError: nothing was seen yet; a question where there is a standing one, or none where there is not; or
-                frames that are no longer in the cache.
+            ValueError: nothing was seen yet; a question where there is a standing one, or none where there is not;
+                frames that are no longer in the cache, or more than the model's context holds.
         """
         if question is None and self.question is None:
             raise ValueError("There is no standing question: say what to ask.")
@@ -121,31 +133,41 @@ class Watch(Iterator[Moment]):
             )
         if self.moment.frames == 0:
             raise ValueError("Nothing was seen yet. Wait for the first frame.")
+        with self._lock:
+            prompt = self._prompt(question)
         stats = Stats()
-        return AnswerStream(self._pieces(question, stats), stats)
-
-    def _pieces(self, question: str | None, stats: Stats) -> Generator[str]:
-        prompt = self._prompt(question)
         stats.frames = prompt.num_frames[0]
         stats.vision_tokens = stats.frames * self._model.config.tokens_per_frame
         stats.text_tokens = prompt.input_ids.shape[1] - stats.vision_tokens
-        yield from self._respond(prompt, stats)
+        return AnswerStream(self._respond(prompt, stats), stats)
 
     @torch.inference_mode()
     def _prompt(self, question: str | None) -> FusedPrompt:
-        fusion = self._fusion
-        if fusion is None:
-            fusion = self._new_fusion(cast(str, question))
-            kept = self._kept if self.window is not None else self._reader.recall(self._keys, self._beginning)
-            for seen in kept:
-                fusion.add(SeenChunk(seen=seen, slot=0))
+        if question is None:
+            assert self._fusion is not None
+            return self._fusion.prompt()
+        self._check_length(question, len(self._kept) or len(self._keys))
+        fusion = self._new_fusion(question)
+        for seen in self._kept if self.window is not None else self._reader.recall(self._keys, self._beginning):
+            fusion.add(SeenChunk(seen=seen, slot=0))
         return fusion.prompt()
+
+    def _check_length(self, question: str, frames: int) -> None:
+        """Refuse a prompt that leaves no room for an answer."""
+        text = self._new_fusion(question).length
+        length = text + frames * self._model.config.tokens_per_frame
+        if length > self._room:
+            fitting = (self._room - text) // self._model.config.tokens_per_frame
+            raise ValueError(
+                f"{frames} frames and the question make a prompt of {length} tokens, but the model's context has room "
+                f"for {self._room} besides the answer. Watch with a window of at most {max(fitting, 1)} frames."
+            )
 
     def _read_standing(self, chunk: FrameChunk) -> None:
         """Let the standing question read frames; when the context is full, it begins again."""
         assert self._fusion is not None
         more = len(chunk.pixel_values) * self._model.config.tokens_per_frame
-        if self._fusion.length + more >= self._model.config.text.max_position_embeddings:
+        if any(self._fusion.counts) and self._fusion.length + more > self._room:
             self._fusion = self._new_fusion(cast(str, self.question))
             self.began_anew += 1
         self._fusion.add(chunk)
@@ -154,8 +176,8 @@ class Watch(Iterator[Moment]):
         if self.window is None:
             self._keys += self._reader.keep(chunk.pixel_values, self._beginning)
             return
-        seen = self._model.see(chunk.pixel_values.to(self._model.device), self._beginning)
-        self._kept.extend(seen.split(1))
+        for pixels in chunk.pixel_values.split(self._model.frames_per_pass):
+            self._kept.extend(self._model.see(pixels.to(self._model.device), self._beginning).split(1))
 
     def _new_fusion(self, question: str) -> StreamedFusion:
         return StreamedFusion(self._model, self._inputs(question))

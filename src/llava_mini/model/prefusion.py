@@ -55,6 +55,10 @@ FAMILIES: dict[str, Family] = {
 """Families of language models that pre-fusion can copy, by ``model_type``."""
 
 
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rotations that are not the same at every length."""
+
+
 @dataclass(frozen=True)
 class Fused:
     """What pre-fusion returns."""
@@ -81,6 +85,12 @@ class Prefusion(nn.Module):
             raise ValueError(
                 f"Pre-fusion knows the language models {', '.join(FAMILIES)}, not {config.model_type!r}. "
                 "Use one of these, or prefusion_num_layers=0."
+            )
+        rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if rope_type in _LENGTH_DEPENDENT:
+            raise ValueError(
+                f"Pre-fusion cannot rotate with rope_type {rope_type!r}: its codes change with the length of the "
+                "prompt, so vision would depend on the question. Use 'default', 'linear', 'yarn' or 'llama3'."
             )
         family = FAMILIES[config.model_type]
         self.config = config

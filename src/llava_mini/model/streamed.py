@@ -65,9 +65,9 @@ class StreamedFusion:
                 f"{len(self.counts)}. Stream the media in the order of their places in the prompt."
             )
         frames = chunk.seen if isinstance(chunk, SeenChunk) else chunk.pixel_values
-        self.counts[chunk.slot] += len(frames)
         for part in frames.split(self._model.frames_per_pass):
             self._read(part.to(self._model.device))
+        self.counts[chunk.slot] += len(frames)
 
     def _read(self, frames: Tensor | SeenFrames) -> None:
         text = self._text.packed.embeds

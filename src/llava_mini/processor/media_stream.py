@@ -37,7 +37,7 @@ class MediaStream(Iterable[FrameChunk]):
 
     def __init__(self, slots: Sequence[Slot], settings: ReadSettings, frames_per_chunk: int) -> None:
         self._slots = slots
-        self.settings = settings
+        self._settings = settings
         self._frames_per_chunk = frames_per_chunk
 
     def __len__(self) -> int:
@@ -52,6 +52,10 @@ class MediaStream(Iterable[FrameChunk]):
         """Return where a medium comes from."""
         return self._slots[index].source
 
+    def facts(self, index: int) -> object:
+        """Return all that the pixels of a medium depend on besides its source: equal for equal pixels."""
+        return self._slots[index].kind, self._settings
+
     def is_film(self, index: int) -> bool:
         """Return whether a medium is a video file."""
         slot = self._slots[index]
@@ -63,7 +67,7 @@ class MediaStream(Iterable[FrameChunk]):
         Raises:
             ValueError: it is missing or damaged.
         """
-        slot, settings = self._slots[index], self.settings
+        slot, settings = self._slots[index], self._settings
         if slot.kind == "image":
             picture = to_rgb(slot.source, max_pixels=settings.max_pixels)
             pixels = make_views(picture, settings.views)[None]  # [1, V, 3, S, S]
@@ -81,6 +85,6 @@ class MediaStream(Iterable[FrameChunk]):
 
     def _frame_views(self, image: Image.Image) -> Tensor:
         """One frame of a video: [V, 3, S, S]."""
-        if self.settings.frame_resize == "nearest":
+        if self._settings.frame_resize == "nearest":
             image = nearest_square(image, RELEASED_FRAME_SIDE)
-        return make_views(image, self.settings.views)
+        return make_views(image, self._settings.views)
