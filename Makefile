@@ -16,6 +16,9 @@ TEST_PROCESSES ?= 2
 # Where train-gpu keeps its run, and how many minutes it may take before it stops with all that was learned.
 OUT := runs/tiny
 SLICE_MINUTES := 9
+# What bench-gpu measures, and where.
+BENCH_SIZES := 7b 8b
+BENCH_DEVICE := cuda
 
 export PYTHONPATH := $(CURDIR)/src
 export PYTHONDONTWRITEBYTECODE := 1
@@ -24,15 +27,21 @@ export TOKENIZERS_PARALLELISM := false
 
 LINT_IMPORTS := -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-logo"])'
 
-.PHONY: help demo gallery train-gpu test lint format types imports environment clean
+# Strict: a link, a picture, an anchor or a page of the navigation that leads nowhere is an error. Never with --quiet: warnings
+# would not be counted then. The variable silences an announcement of the theme's makers.
+BUILD_SITE := NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+.PHONY: help demo gallery docs train-gpu bench-gpu test lint format types imports environment clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     ask the embedded model about two files and a gallery, and mark its answers"
-	@echo "make test     lint, types, import contracts and tests (what CI runs)"
-	@echo "make lint     lint, types and import contracts"
+	@echo "make test     lint, types, import contracts, documentation and tests (what CI runs)"
+	@echo "make lint     lint, types, import contracts and documentation"
+	@echo "make docs     the documentation as a site, in build/site"
 	@echo "make gallery  after a training: score the embedded model, and make its card, gallery and cases again"
 	@echo "make train-gpu  nine minutes of training the tiny model on a GPU, in the folder OUT=runs/tiny; again: go on"
+	@echo "make bench-gpu  nine minutes of all benchmarks at 7B and 8B on a GPU, in the folder OUT=runs/bench; again: go on"
 	@echo "make format   rewrite the code in the project's format"
 	@echo "make clean    remove .venv and caches"
 	@echo
@@ -57,6 +66,14 @@ train-gpu: $(READY)
 	  from llava_mini.training.devices import choose_hardware; \
 	  sys.exit(0 if train_tiny("$(OUT)", slice_minutes=$(SLICE_MINUTES), hardware=choose_hardware("cuda")) else 3)'
 
+# Needs no .venv either: torch, transformers, numpy and Pillow are enough; what needs PyAV is left out without it.
+# BENCH_SIZES=tiny BENCH_DEVICE=cpu tries it out.
+bench-gpu: OUT := runs/bench
+bench-gpu: $(READY)
+	@$(PYTHON) -c 'import sys; from llava_mini.benchmarks.sweep import jobs, sweep; \
+	  wanted = jobs("$(BENCH_SIZES)".split(), device="$(BENCH_DEVICE)"); \
+	  sys.exit(sweep("$(OUT)", wanted, minutes=$(SLICE_MINUTES)).code)'
+
 test: lint
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
@@ -65,6 +82,11 @@ lint: $(READY)
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m pyright --pythonpath $(PYTHON)
 	@$(PYTHON) $(LINT_IMPORTS)
+	@$(BUILD_SITE)
+
+docs: $(READY)
+	@$(BUILD_SITE)
+	@echo "The first page is build/site/index.html. With search: $(PYTHON) -m http.server --directory build/site"
 
 format: $(READY)
 	@$(PYTHON) -m ruff check --fix --exit-zero
@@ -85,4 +107,4 @@ environment: $(READY)
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build .pytest_cache .ruff_cache .import_linter_cache

@@ -63,7 +63,7 @@ CLOSING = """\
 
 At high resolution the paper cuts a picture into further views. The embedded model has one view of each picture and was
 trained on no more, so there are no such cases here; processor and model have the views for weights that were trained
-on them ([model.md](model.md)).
+on them ([how_it_works.md](how_it_works.md#two-switches)).
 """
 
 

@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg, create_mutex_group, subcommand
 
 if TYPE_CHECKING:
     from llava_mini.commands import Loading
-    from llava_mini.inference.engine import AnswerSettings
+    from llava_mini.inference.settings import AnswerSettings
 
 _FRAMES = create_mutex_group(required=False, title="frames of a video, at most one of")
 _OPTIONAL = arg(help_behavior_hint="")
@@ -53,6 +53,8 @@ class _Answering(_Loading):
     """Take this many frames of a video per second. Left out: one."""
     all_frames: Annotated[bool, _FRAMES, _OPTIONAL] = False
     """Take every frame of a video."""
+    cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Keep what the model has seen of images and films in this folder, for later commands. It grows without a limit."""
     stats: Annotated[bool, _OPTIONAL] = False
     """Print tokens, frames and seconds by part on stderr."""
 
@@ -70,7 +72,7 @@ class Ask(_Answering):
         """Ask."""
         from llava_mini import commands
 
-        commands.ask(self.question, self.media, _loading(self), _settings(self), stats=self.stats)
+        commands.ask(self.question, self.media, _loading(self, self.cache), _settings(self), stats=self.stats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,48 @@ class Chat(_Answering):
         """Talk until the end of the input."""
         from llava_mini import commands
 
-        commands.chat(self.media, _loading(self), _settings(self), stats=self.stats)
+        commands.chat(self.media, _loading(self, self.cache), _settings(self), stats=self.stats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch(_Loading):
+    """Watch a camera, a network stream or a film in real time, and answer again and again.
+
+    The question on the command line is answered about all frames so far; with --window or --keep about those that are
+    kept, and then lines that are typed are questions too.
+    """
+
+    question: Annotated[Positional[str], arg(metavar="QUESTION", help_behavior_hint="")]
+    """What to ask."""
+    source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
+    """rtsp://... or another network stream, camera:0, or a video file, which is played in real time."""
+    window: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Keep the last N frames and answer about these."""
+    keep: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Keep all frames in this folder and answer about all of them. It grows without a limit."""
+    every: float = 10.0
+    """Answer every so many seconds of the stream."""
+    fps: float = 1.0
+    """Look at so many frames per second; those that come while the model is busy are dropped and counted."""
+    speed: float = 1.0
+    """Play a file so much faster than in reality."""
+    max_tokens: int = 512
+    """Stop an answer after this many tokens."""
+
+    def run(self) -> None:
+        """Watch until the stream ends."""
+        from llava_mini import commands
+
+        commands.watch(
+            self.question,
+            self.source,
+            _loading(self, self.keep),
+            window=self.window,
+            every=self.every,
+            fps=self.fps,
+            speed=self.speed,
+            max_tokens=self.max_tokens,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,15 +309,88 @@ class Info:
         commands.info(self.model, num_frames=self.frames, num_text_tokens=self.text_tokens)
 
 
+_OPEN = arg(help_behavior_hint="")
+_NUMBER = arg(metavar="N", help_behavior_hint="")
+_NUMBERS = arg(metavar="N...", help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure what questions cost, beside other ways and other models: tables, then one line of JSON.
+
+    Each benchmark has settings of its own and names them when it is given another. What is left out has the
+    benchmark's default.
+    """
+
+    name: Positional[Literal["flops", "latency", "video", "memory", "decode", "load"]]
+    """flops: operations from the configuration alone, beside the paper's. latency: time of a first and a later
+    question, by part, beside other models. video: the same of many frames, and peaks. memory: bytes that a frame
+    keeps, and peaks. decode: frames per second of a film. load: from nothing to an answer of the embedded model."""
+    size: Annotated[Literal["tiny", "middle", "7b", "8b"] | None, _OPEN] = None
+    """Size of the random weights. middle: the real vision tower before a small language model."""
+    tokens: Annotated[tuple[int, ...] | None, _NUMBERS] = None
+    """Tokens of an image in the language model: square numbers, each compared with the others."""
+    hd: Annotated[bool, _OPTIONAL] = False
+    """Five views of the image, with twice as many pixels a side."""
+    frames: Annotated[tuple[int, ...] | None, _NUMBERS] = None
+    """video, memory: how many frames, each measured."""
+    text_tokens: Annotated[int | None, _NUMBER] = None
+    """Words of the prompt, the system prompt included."""
+    kept_tokens: Annotated[int | None, _NUMBER] = None
+    """latency: how many of them stand before the image and are the same for all questions."""
+    answer_tokens: Annotated[int | None, _NUMBER] = None
+    """latency: tokens of the answer that are timed."""
+    repeats: Annotated[int | None, _NUMBER] = None
+    """How often each thing is measured."""
+    warmup: Annotated[int | None, _NUMBER] = None
+    """How often each thing is run before that."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
+    """cpu, cuda, cuda:N or mps. Left out: the fastest there is."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(metavar="FORMAT", help_behavior_hint="")] = (
+        None
+    )
+    """float32, bfloat16 or float16. Left out: what suits the device and the size."""
+    dtypes: Annotated[tuple[str, ...] | None, arg(metavar="FORMATS...", help_behavior_hint="")] = None
+    """video: number formats, each compared with the others."""
+    released_frames: Annotated[int | None, _NUMBER] = None
+    """video: most frames for the released order of work, which is slow."""
+    most_tokens: Annotated[int | None, _NUMBER] = None
+    """video: LLaVA-v1.5 is measured as long as its frames make no more tokens than this."""
+    memory_limit: Annotated[float | None, arg(metavar="GIB", help_behavior_hint="")] = None
+    """latency, video, memory: how much of the GPU's memory may be used, as if the card had no more."""
+    width: Annotated[int | None, _NUMBER] = None
+    """decode: pixels of the film."""
+    height: Annotated[int | None, _NUMBER] = None
+    """decode: pixels of the film."""
+    rate: Annotated[int | None, _NUMBER] = None
+    """decode: frames of the film per second."""
+    seconds: Annotated[int | None, _NUMBER] = None
+    """decode: length of the film."""
+    codec: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """decode: video encoder of the film."""
+    output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the line of JSON into this file too."""
+
+    def run(self) -> None:
+        """Measure."""
+        from llava_mini import commands
+
+        own = {name: value for name, value in vars(self).items() if name not in ("name", "output")}
+        given = {name: value for name, value in own.items() if value is not None and value is not False}
+        commands.bench(self.name, given, output=self.output)
+
+
 Command = (
     Annotated[Ask, subcommand("ask")]
     | Annotated[Chat, subcommand("chat")]
+    | Annotated[Watch, subcommand("watch")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Data, subcommand("data")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
+    | Annotated[Bench, subcommand("bench")]
 )
 
 
@@ -317,14 +433,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _DESCRIPTION = "See an image, or each frame of a video, through one vision token. --version prints the version."
 
 
-def _loading(flags: _Loading) -> "Loading":
+def _loading(flags: _Loading, cache: Path | None = None) -> "Loading":
     from llava_mini.commands import Loading
 
-    return Loading(model=flags.model, device=flags.device, dtype=flags.dtype, quantization=flags.quantization)
+    return Loading(
+        model=flags.model, device=flags.device, dtype=flags.dtype, quantization=flags.quantization, cache=cache
+    )
 
 
 def _settings(flags: _Answering) -> "AnswerSettings":
-    from llava_mini.inference.engine import AnswerSettings
+    from llava_mini.inference.settings import AnswerSettings
 
     return AnswerSettings(
         max_tokens=flags.max_tokens,

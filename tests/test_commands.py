@@ -327,3 +327,26 @@ def test_a_destination_that_exists_is_refused(folder, tmp_path, capsys):
     for arguments in (["convert", folder, tmp_path], ["export", tmp_path, "--model", folder]):
         assert run(*arguments) == 2
         assert "exists already" in capsys.readouterr().err
+
+
+def test_bench_prints_tables_and_one_line_of_json_that_it_also_writes(tmp_path, capsys):
+    output = tmp_path / "new" / "flops.json"
+    assert llava_mini_cli.main(["bench", "flops", "--size", "tiny", "--output", str(output)]) == 0
+    *tables, line = capsys.readouterr().out.splitlines()
+    assert "A later question about the same image" in "\n".join(tables)
+    facts = json.loads(line)
+    assert (facts["bench"], facts["settings"]["size"]) == ("flops", "tiny")
+    assert {"device", "torch", "transformers", "commit"} <= set(facts["environment"])
+    assert json.loads(output.read_text()) == facts
+
+
+def test_bench_refuses_flags_of_other_benchmarks(capsys):
+    assert llava_mini_cli.main(["bench", "load", "--warmup", "0", "--hd"]) == 2
+    assert "The benchmark load has no --hd. Its settings are: --device, --repeats." in capsys.readouterr().err
+
+
+def test_bench_refuses_a_file_that_cannot_be_written_before_it_measures(tmp_path, capsys):
+    assert llava_mini_cli.main(["bench", "flops", "--output", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "is a folder" in told.err

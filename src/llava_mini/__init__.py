@@ -10,11 +10,13 @@ from llava_mini.checkpoint.from_original import conversion_mapping
 from llava_mini.config import RELEASED_MODEL_TYPE, LlavaMiniConfig, ReleasedConfig, preset
 from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
 from llava_mini.inference.engine import Engine
+from llava_mini.inference.settings import Caching, Request
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 
 __version__ = "0.1.0"
 __all__ = [
+    "Caching",
     "Engine",
     "FrameChunk",
     "FusedPrompt",
@@ -22,6 +24,7 @@ __all__ = [
     "LlavaMiniForConditionalGeneration",
     "LlavaMiniProcessor",
     "ModelInputs",
+    "Request",
     "preset",
 ]
 

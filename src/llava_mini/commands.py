@@ -6,13 +6,16 @@ Answers and tables go to stdout; progress, statistics, warnings and errors to st
 import contextlib
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import NoReturn
 
 import transformers
@@ -23,9 +26,11 @@ from llava_mini.config import PRESETS, LlavaMiniConfig
 from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
-from llava_mini.inference.engine import AnswerSettings, Engine
+from llava_mini.inference.engine import Engine
 from llava_mini.inference.loading import read_config
 from llava_mini.inference.media import media_parts
+from llava_mini.inference.settings import AnswerSettings, Caching
+from llava_mini.inference.watch import Watch
 from llava_mini.model import cost
 
 CHAT_HELP = """\
@@ -43,10 +48,13 @@ class Loading:
     device: str | None
     dtype: str | None
     quantization: str | None
+    cache: Path | None = None
+    """Where frames are kept on disk. None: nowhere."""
 
     def engine(self) -> Engine:
         """Load it."""
-        return Engine.load(self.model, self.device, self.dtype, self.quantization)
+        caching = Caching(folder=self.cache and self.cache.expanduser())
+        return Engine.load(self.model, self.device, self.dtype, self.quantization, caching)
 
 
 def prepare_terminal() -> None:
@@ -260,6 +268,65 @@ def evaluate_tiny(
         card.write_card(folder, facts)
 
 
+def watch(
+    question: str,
+    source: str,
+    loading: Loading,
+    *,
+    window: int | None,
+    every: float,
+    fps: float,
+    speed: float,
+    max_tokens: int,
+) -> None:
+    """Answer a question about a live stream again and again until it ends, and those that are typed.
+
+    Raises:
+        ValueError: a number is out of range, a window together with a folder that keeps everything, or a stream that
+            cannot be read or is lost.
+    """
+    if not every > 0:
+        raise ValueError(f"--every takes a number of seconds above 0, got {every}.")
+    if window is not None and loading.cache is not None:
+        raise ValueError("--window keeps the last frames and --keep all of them. Give one of the two.")
+    standing = question if window is None and loading.cache is None else None
+    live = loading.engine().watch(source, question=standing, window=window, fps=fps, max_tokens=max_tokens, speed=speed)
+    typed: SimpleQueue[str] = SimpleQueue()
+    if standing is None:
+        Thread(target=_pass_on_lines, args=(typed,), daemon=True).start()
+    answered = -math.inf
+    with live:
+        for moment in live:
+            while not typed.empty():
+                try:
+                    _print_moment(live, typed.get())
+                except ValueError as error:  # of one question; the watch goes on
+                    print(f"llava-mini: {error}", file=sys.stderr)
+            if moment.time - answered >= every:
+                _print_moment(live, None if standing else question)
+                answered = moment.time
+    if live.moment.time > answered:
+        _print_moment(live, None if standing else question)
+
+
+def _pass_on_lines(lines: "SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        if line.strip():
+            lines.put(line.strip())
+
+
+def _print_moment(live: Watch, question: str | None) -> None:
+    """Print an answer with the stream's time, and on stderr what was not seen."""
+    moment = live.moment
+    minutes, seconds = divmod(round(moment.time), 60)
+    print(f"[{minutes // 60:02}:{minutes % 60:02}:{seconds:02}] ", end="")
+    _print_answer(live.ask(question), _FrameCounter())
+    told = [f"{moment.frames} frames seen"]
+    told += [f"{moment.dropped} dropped"] if moment.dropped else []
+    told += [f"the context was full {live.began_anew} times, and the answer begun anew"] if live.began_anew else []
+    print(f"({', '.join(told)})", file=sys.stderr)
+
+
 def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:
     """Print a model's parts and what a prompt costs, from its configuration.
 
@@ -287,6 +354,22 @@ def info(model: str, *, num_frames: int, num_text_tokens: int) -> None:
         f"Keys and values: {_scaled(cost.keys_values_bytes_per_token(config, dtype), 'B')} for each token; "
         f"{_scaled(cost.prefusion_bytes_per_frame(config, dtype), 'B')} in pre-fusion for each frame."
     )
+
+
+def bench(name: str, given: Mapping[str, object], *, output: Path | None) -> None:
+    """Run a benchmark: its tables, then a line of JSON, which also goes into ``output``; as in ``benchmarks.run``.
+
+    Raises:
+        ValueError: there is no such benchmark or setting, or the file cannot be written.
+    """
+    from llava_mini.benchmarks.run import run_benchmark
+
+    if output is not None:
+        _check_writable(output)
+    report = run_benchmark(name, given)
+    print(f"{report}\n\n{report.line()}", flush=True)
+    if output is not None:
+        report.write(output)
 
 
 def _config_of(model: str) -> LlavaMiniConfig:
@@ -328,14 +411,15 @@ def _scaled(number: int, unit: str) -> str:
 
 
 class _FrameCounter:
-    """Shows the frames read so far, on stderr if it is a terminal and it takes a while."""
+    """Shows frames read so far, their speed and the time left, on stderr if it is a terminal and it takes a while."""
 
     def __init__(self) -> None:
         self._bar: tqdm[NoReturn] | None = None
 
-    def __call__(self, num_frames: int) -> None:
+    def __call__(self, num_frames: int, total: int | None) -> None:
         if self._bar is None:
             self._bar = tqdm(desc="reading", unit=" frames", delay=1, leave=False, disable=None, file=sys.stderr)
+        self._bar.total = total
         self._bar.update(num_frames - self._bar.n)
 
     def clear(self) -> None:

@@ -62,7 +62,7 @@ def test_more_frames_than_the_context_holds_are_refused_before_any_is_read():
     engine = Engine.load()
     read: list[int] = []
     with pytest.raises(ValueError, match=r"at least 100\d+ tokens .* holds 4096"):
-        next(engine.stream("What moves?", CLIP, num_frames=100_000, progress=read.append))
+        next(engine.stream("What moves?", CLIP, num_frames=100_000, progress=lambda *numbers: read.append(numbers)))
     assert read == []
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from llava_mini.inference import loading, memory
-from llava_mini.inference.engine import AnswerSettings, Engine
+from llava_mini.inference.engine import Engine
+from llava_mini.inference.settings import NO_CACHING, AnswerSettings, Caching
 from llava_mini.inference.stats import PARTS
+from llava_mini.processor.media_stream import MediaStream
 from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
 
 
@@ -66,6 +68,7 @@ def test_streamed_pieces_add_up_to_the_answer(engine, film):
     ("choice", "frames"), [({}, 3), ({"num_frames": 5}, 5), ({"fps": 2.0}, 6), ({"all_frames": True}, 12)]
 )
 def test_stats_count_frames_and_tokens(engine, film, choice, frames):
+    engine = Engine(engine.model, engine.processor, NO_CACHING)
     stats = engine.ask("what?", [film, picture()], max_tokens=4, **choice).stats
     messages = [user(("video", film), ("image", picture()), "what?")]
     assert stats.frames == stats.vision_tokens == frames + 1
@@ -89,44 +92,44 @@ def test_measuring_leaves_the_model_as_it_was(engine):
     assert vars(engine.model) == before
 
 
-def test_frames_are_read_when_the_model_is_ready_for_them_and_let_go(engine):
+def test_frames_are_read_when_the_model_is_ready_for_them_and_let_go(engine, monkeypatch):
     """At any time there are at most two chunks: the one the model works on, or has just left, and the next."""
-    made, alive = [], []
+    made, alive, counts = [], [], []
 
     def frames():
         for index in range(100):
             made.append(index)
             yield picture(index)
 
-    stream = engine.processor.stream
+    chunks = MediaStream.chunks
 
-    def watched(messages, **choice):
-        inputs = stream(messages, **choice)
+    def watched(media, index):
+        for chunk in chunks(media, index):
+            alive.append(weakref.ref(chunk.pixel_values))
+            counts.append((len(made), sum(reference() is not None for reference in alive)))
+            yield chunk
+            del chunk
 
-        def chunks():
-            for chunk in inputs.pixel_values:
-                alive.append(weakref.ref(chunk.pixel_values))
-                counts.append((len(made), sum(reference() is not None for reference in alive)))
-                yield chunk
-                del chunk
-
-        return type(inputs)(**{**vars(inputs), "pixel_values": chunks()})
-
-    counts = []
-    engine.processor.stream = watched
-    try:
-        stats = engine.ask("what?", frames(), max_tokens=1).stats
-    finally:
-        del engine.processor.stream
+    monkeypatch.setattr(MediaStream, "chunks", watched)
+    stats = engine.ask("what?", frames(), max_tokens=1).stats
     assert stats.frames == 100
     assert [read for read, _ in counts] == [min(8 * n, 100) for n in range(1, 14)]
     assert max(living for _, living in counts) <= 2
 
 
-def test_frames_are_told_while_they_are_read(engine, film):
-    told = []
-    list(engine.stream("what?", film, num_frames=10, max_tokens=1, progress=told.append))
-    assert told == [8, 10]
+@pytest.mark.parametrize("caching", [NO_CACHING, Caching()], ids=["anew", "known"])
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [("film", [(8, 10), (10, 10)]), ("picture film", [(1, None), (9, 11), (11, 11)]), ("film picture", [(11, 11)])],
+)
+def test_frames_are_told_while_they_are_read(engine, film, order, told, caching):
+    media, heard = {"film": film, "picture": picture()}, []
+    one = Engine(engine.model, engine.processor, caching)
+    for _ in range(2):
+        heard.clear()
+        medium = [media[name] for name in order.split()]
+        list(one.stream("what?", medium, num_frames=10, max_tokens=1, progress=lambda *n: heard.append(n)))
+        assert heard[-len(told) :] == told
 
 
 def test_the_models_stop_ids_end_an_answer():

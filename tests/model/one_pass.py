@@ -39,6 +39,7 @@ def fuse_one_pass(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs,
         inputs_embeds=torch.stack(rows),
         attention_mask=mask,
         input_ids=ids,
+        is_fused=visible & (torch.tensor(num_frames) > 0)[:, None],
         labels=inputs.labels,
         num_frames=tuple(num_frames),
     )

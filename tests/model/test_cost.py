@@ -111,6 +111,31 @@ def test_bytes_follow_the_number_format():
     assert cost.prefusion_bytes_per_frame(config, "float16") == 4 * 577 * 2 * 4096 * 2
 
 
+@pytest.mark.parametrize("fields", VARIANTS)
+@pytest.mark.parametrize(("num_frames", "num_kept"), [(1, 0), (1, 4), (3, 4)])
+def test_flops_of_a_later_question_equal_those_of_a_counted_run(fields, num_frames, num_kept):
+    config = tiny_config(attn_implementation="eager", **fields)
+    computed = cost.later_question_flops(
+        config, num_frames=num_frames, num_text_tokens=11 - num_kept, num_kept_tokens=num_kept
+    )
+    assert (computed.vision_tower, computed.reducer, computed.projector) == (0, 0, 0)
+    counts = counted_later(config, num_frames, num_kept, 11)
+    assert counts == pytest.approx((computed.prefusion, computed.language_model), rel=0.01)
+
+
+def test_a_later_question_costs_what_the_goal_says_before_the_language_model():
+    config = preset("llava-mini-vicuna-7b")
+    assert round(cost.later_question_flops(config).prefusion / 1e12, 3) == 0.071
+    short = cost.later_question_flops(config, num_text_tokens=12, num_kept_tokens=31)
+    assert round(short.prefusion / 1e12, 3) == 0.020
+
+
+@pytest.mark.parametrize(("words", "kept"), [(0, 4), (5, -1)])
+def test_a_later_question_without_words_is_refused(words, kept):
+    with pytest.raises(ValueError, match=f"got {words} after {kept}"):
+        cost.later_question_flops(tiny_config(), num_text_tokens=words, num_kept_tokens=kept)
+
+
 def test_unknown_number_format_lists_the_known_ones():
     with pytest.raises(ValueError, match="'float8'.*bfloat16"):
         cost.weight_bytes(tiny_config(), "float8")
@@ -133,6 +158,27 @@ def counted(config: LlavaMiniConfig, num_frames: int, num_text_tokens: int) -> d
     counts = {name: by_module.get(name, 0) for name in cost.flops(config).as_dict()}
     # The tower's layers are called one by one, so what they count belongs to no part.
     return {**counts, "vision_tower": by_name["Global"] - sum(counts.values())}
+
+
+def counted_later(config: LlavaMiniConfig, num_frames: int, num_kept: int, num_text_tokens: int) -> tuple[int, int]:
+    """What torch counts in pre-fusion and in the language model when all before a question is kept."""
+    model = LlavaMiniForConditionalGeneration(config).eval()
+    text = model.get_input_embeddings()(torch.full((num_frames, num_text_tokens), 5))
+    kept, question = text[:, :num_kept], text[:, num_kept:]
+    with torch.no_grad():
+        patches, reduced = model.reduce_frames(model.encode_frames(pixels(config, num_frames)))
+        keys_values = ()
+        if model.prefusion is not None:
+            passes = config.reducer != "identity" and config.vision_tokens_from == "prefusion"
+            rows = [patches, reduced, kept] if passes else [patches, kept]
+            keys_values = model.prefusion(torch.cat(rows, dim=1)).keys_values
+        prefix = torch.cat([kept[0], reduced.flatten(0, 1)])[None]
+        cache = model.language_model(inputs_embeds=prefix, use_cache=True).past_key_values
+        with FlopCounterMode(display=False) as before:
+            fused = model.read_again(keys_values, question)
+        with FlopCounterMode(display=False) as after:
+            model.language_model(inputs_embeds=fused.mean(0)[None], past_key_values=cache, logits_to_keep=1)
+    return before.get_total_flops(), after.get_total_flops()
 
 
 def stored(config: LlavaMiniConfig) -> dict[str, int]:

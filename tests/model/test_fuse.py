@@ -280,8 +280,9 @@ def test_streams_that_do_not_fit_the_prompt_are_refused():
         model.fuse(ModelInputs(input_ids=ids, pixel_values=[FrameChunk(pixel_values=frames, slot=0)]))
     with pytest.raises(ValueError, match="medium 2"):
         model.fuse(ModelInputs(input_ids=ids, pixel_values=[FrameChunk(pixel_values=frames, slot=2)]))
-    with pytest.raises(ValueError, match="one prompt, got 2"):
-        model.fuse(ModelInputs(input_ids=ids.expand(2, -1), pixel_values=[FrameChunk(pixel_values=frames, slot=0)]))
+    with pytest.raises(ValueError, match="a place for each image or video"):
+        two = torch.tensor([[5, image, 7, image], [5, image, 7, 8]])
+        model.fuse(ModelInputs(input_ids=two, pixel_values=[FrameChunk(pixel_values=frames, slot=0)]))
 
 
 def test_the_layer_that_is_never_used_is_never_run():

@@ -1,14 +1,11 @@
 """What an answer took: tokens, frames, and seconds by part."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
-
-from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
 Part = Literal["media", "vision", "reduction", "prefusion", "prefill", "generation"]
 Result = TypeVar("Result")
@@ -23,9 +20,6 @@ PARTS: dict[Part, str] = {
 }
 """The parts of an answer in their order, with the names that people read."""
 
-_METHODS: dict[str, Part] = {"encode_frames": "vision", "reduce_frames": "reduction", "read": "prefusion"}
-"""What a model calls for each part on the way from pixels to a fused prompt."""
-
 
 @dataclass(kw_only=True)
 class Stats:
@@ -37,6 +31,10 @@ class Stats:
     """Tokens of the prompt that are frames."""
     frames: int = 0
     """Images and video frames."""
+    cached_frames: int = 0
+    """Of these, frames that did not go through the vision tower: known from before, or the same as one beside them."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that the language model knew from an earlier prompt."""
     answer_tokens: int = 0
     """Tokens of the answer, with the one that ends it."""
     finish_reason: Literal["", "stop", "length"] = ""
@@ -46,6 +44,8 @@ class Stats:
 
     def __str__(self) -> str:
         prompt = f"{self.text_tokens} text + {self.vision_tokens} vision tokens, {self.frames} frames"
+        if self.cached_frames or self.cached_tokens:
+            prompt += f" ({self.cached_tokens} tokens and {self.cached_frames} frames known from before)"
         parts = ", ".join(f"{label} {self.seconds[part]:.2f}" for part, label in PARTS.items())
         return f"prompt: {prompt}; answer: {self.answer_tokens} tokens; seconds: {parts}"
 
@@ -67,7 +67,7 @@ class Clock:
 
     def add(self, part: Part, since: float) -> None:
         """Count the time since ``since`` to ``part``."""
-        self.seconds[part] += self.start() - since
+        self.seconds[part] = self.seconds.get(part, 0.0) + self.start() - since
 
     def timed(self, part: Part, call: Callable[..., Result]) -> Callable[..., Result]:
         """``call``, with its time counted to ``part`` and its result as it is."""
@@ -80,15 +80,3 @@ class Clock:
                 self.add(part, since)
 
         return run
-
-
-@contextmanager
-def timed_parts(model: LlavaMiniForConditionalGeneration, clock: Clock) -> Iterator[None]:
-    """Count the time of the model's vision, reduction and pre-fusion while the context lasts."""
-    for name, part in _METHODS.items():
-        setattr(model, name, clock.timed(part, getattr(model, name)))
-    try:
-        yield
-    finally:
-        for name in _METHODS:
-            delattr(model, name)

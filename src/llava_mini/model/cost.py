@@ -12,6 +12,9 @@ There are two countings of floating-point operations for the first question abou
   pre-fusion layers, which is 1.71 T; and Table 14 divides the totals wrongly, for pre-fusion is
   1.00 T of LLaVA-Mini's 1.96 T, not 0.125 T (and its total at 672 px, 7.19 T, is 8.13 T in the text).
 
+``later_question_flops`` counts, as ``flops`` does, what another question about the same frames
+costs where the keys and values of all that stands before it are kept.
+
 Shapes: F frames, V views, P patches of a frame, Q reduced tokens, T text tokens, S = F * Q + T.
 """
 
@@ -101,6 +104,47 @@ def paper_flops(config: LlavaMiniConfig, *, num_frames: int = 1, num_text_tokens
         projector=num_frames * vision_rows * _projector(config),
         prefusion=num_frames * config.prefusion_num_layers * fused_rows * decoder.linear,
         language_model=length * (config.text.num_hidden_layers * decoder.linear + decoder.head),
+    )
+
+
+def later_question_flops(
+    config: LlavaMiniConfig,
+    *,
+    num_frames: int = 1,
+    num_text_tokens: int = PAPER_TEXT_TOKENS,
+    num_kept_tokens: int = 0,
+) -> ByPart:
+    """Operations of another question about frames that were read before, up to the first token of its answer.
+
+    Vision is not run. In pre-fusion the keys and values of the vision rows and of the text that is the same
+    for all questions are kept for each frame, and the question's rows run against them. The language model
+    keeps its keys and values of that text and the frames, and runs the question's rows and the head.
+
+    Args:
+        config: the model.
+        num_frames: frames in the prompt; without any, text is not fused.
+        num_text_tokens: tokens of the question, from the first one that differs to the end of the prompt.
+        num_kept_tokens: tokens of text before them, the system prompt for one; they are not run again.
+
+    Raises:
+        ValueError: the question has no tokens, or a number is negative.
+    """
+    _check_prompt(num_frames, num_text_tokens)
+    if num_text_tokens == 0 or num_kept_tokens < 0:
+        raise ValueError(
+            f"A later question has tokens of its own, after none or more that are kept; got {num_text_tokens} after "
+            f"{num_kept_tokens}."
+        )
+    decoder = _Decoder(config.text)
+    before = num_frames * config.tokens_per_frame + num_kept_tokens
+    fused_keys = _prefusion_rows(config) + num_kept_tokens + num_text_tokens
+    return ByPart(
+        vision_tower=0,
+        reducer=0,
+        projector=0,
+        prefusion=num_frames * config.prefusion_num_layers * decoder.layer(num_text_tokens, fused_keys),
+        language_model=config.text.num_hidden_layers * decoder.layer(num_text_tokens, before + num_text_tokens)
+        + decoder.head,
     )
 
 

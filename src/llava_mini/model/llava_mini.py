@@ -6,6 +6,7 @@
 which stays as transformers wrote it (paper, appendix E.3).
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -17,13 +18,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs
+from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
 from llava_mini.model.positions import sine_cosine_2d
-from llava_mini.model.prefusion import Fused, KeysValues, Prefusion
+from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
 from llava_mini.model.projector import Projector
 from llava_mini.model.reducers import QueryReducer, build_reducer
+from llava_mini.model.streamed import StreamedFusion
 from llava_mini.model.vision import encode_views, join_crops
 
 
@@ -128,20 +130,55 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         """Pre-fusion of frames [F, P, D], [F, Q, D] and their text [F, T, D]; without it, nothing changes."""
         if self.prefusion is None:
             return Fused(reduced, text, ())
-        assert patches is not None
-        from_prefusion = self.config.vision_tokens_from == "prefusion"
-        duplicated = self.config.reducer == "identity"
-        rows = torch.cat([patches, reduced], dim=1) if from_prefusion and not duplicated else patches
-        fused = self.prefusion(rows, text, num_outputs=reduced.shape[1] if from_prefusion else 0)
-        return fused if from_prefusion else Fused(reduced, fused.text, fused.keys_values)
+        fused = self.prefusion(self._vision_rows(patches, reduced), text, num_outputs=self._num_outputs(reduced))
+        return Fused(fused.vision if self._num_outputs(reduced) else reduced, fused.text, fused.keys_values)
 
-    def read_again(self, keys_values: tuple[KeysValues, ...], text: Tensor) -> Tensor:
-        """Pre-fusion of another text [F, T, D] about frames that were read before."""
+    def see(self, pixel_values: Tensor, text: Tensor) -> SeenFrames:
+        """All that any question will need of some frames.
+
+        Args:
+            pixel_values: [F, V, 3, H, W].
+            text: [N, D], the text before the first frame, from ``text_before_frames``.
+        """
+        return self.read_first(*self.reduce_frames(self.encode_frames(pixel_values)), text)
+
+    def read_first(self, patches: Tensor | None, reduced: Tensor, text: Tensor) -> SeenFrames:
+        """Pre-fusion of frames [F, P, D], [F, Q, D] and of the text [N, D] before the first of them."""
+        text = text.expand(len(reduced), -1, -1)
         if self.prefusion is None:
+            return SeenFrames(vision=reduced, text=text, keys_values=())
+        rows = torch.cat([self._vision_rows(patches, reduced), text], dim=1)  # [F, P + Q + N, D]
+        num_vision, num_text = self._num_outputs(reduced), text.shape[1]
+        fused = self.prefusion(rows, num_outputs=num_vision + num_text)
+        last = rows[:, :0] if fused.vision is None else fused.vision
+        vision, text = last.split((num_vision, num_text), dim=1)
+        return SeenFrames(vision=vision if num_vision else reduced, text=text, keys_values=fused.keys_values)
+
+    def _vision_rows(self, patches: Tensor | None, reduced: Tensor) -> Tensor:
+        """What pre-fusion reads of frames before any text."""
+        assert patches is not None
+        both = self._num_outputs(reduced) and self.config.reducer != "identity"  # whose patches are not read twice
+        return torch.cat([patches, reduced], dim=1) if both else patches
+
+    def _num_outputs(self, reduced: Tensor) -> int:
+        """Vision rows that pass through pre-fusion for the language model."""
+        return reduced.shape[1] if self.config.vision_tokens_from == "prefusion" else 0
+
+    def read_again(self, keys_values: tuple[KeysValues, ...], text: Tensor, num_texts: int = 1) -> Tensor:
+        """Pre-fusion of other text about frames that were read before: ``num_texts`` of equal length in [F, T, D]."""
+        if self.prefusion is None or text.shape[1] == 0:
             return text
-        fused = self.prefusion(keys_values, text).text
+        fused = self.prefusion(keys_values, text, num_texts=num_texts).text
         assert fused is not None
         return fused
+
+    def text_before_frames(self, inputs: ModelInputs) -> Tensor:
+        """Embeddings [N, D] of the text before the first frame, as far as it is the same in all prompts."""
+        is_image, visible = inputs.input_ids == self.config.image_token_id, self._fusible(inputs)
+        before = visible & (is_image.cumsum(1) == 0) & is_image.any(1, keepdim=True)
+        rows = [row[mask].tolist() for row, mask in zip(inputs.input_ids, before, strict=True)]
+        same = [column[0] for column in itertools.takewhile(lambda ids: len({*ids}) == 1, zip(*rows, strict=False))]
+        return self.get_input_embeddings()(torch.tensor(same, dtype=torch.long, device=inputs.input_ids.device))
 
     # The seam.
 
@@ -149,57 +186,62 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         """Turn ids and pixels into the embeddings that the language model reads.
 
         Frames pass through in groups of ``frames_per_pass``. Text is fused with each frame of its
-        prompt and averaged over them in float32; prompts without frames stay as they are.
+        prompt and averaged over them in float32; prompts without frames stay as they are. Prompts about the same
+        streamed frames share one pass over them.
 
         Raises:
             ValueError: frames and their places do not agree, or there is no frame where one was promised.
         """
-        config, ids = self.config, inputs.input_ids
+        if inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor):
+            fusion = StreamedFusion(self, inputs)
+            for chunk in inputs.pixel_values:
+                fusion.add(chunk)
+            return fusion.prompt()
+        text, pixels = self.text_rows(inputs), inputs.pixel_values
+        num_frames = 0 if pixels is None else pixels.shape[0]
+        frames = splice.frames_of_prompts(text.is_image, num_frames, self.config.tokens_per_frame)
+        prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)
+        tokens, total = self._pass_frames(self._groups(pixels, prompt_of_frame), text.packed.embeds)
+        embeds = text.with_fused(total, frames)
+        return FusedPrompt(
+            inputs_embeds=splice.place_frames(embeds, text.is_image, torch.cat(tokens)) if tokens else embeds,
+            attention_mask=text.mask,
+            input_ids=text.ids,
+            is_fused=text.visible & (frames > 0)[:, None],
+            labels=text.labels,
+            num_frames=tuple(frames.tolist()),
+        )
+
+    def text_rows(self, inputs: ModelInputs) -> splice.TextRows:
+        """Embed the text of some prompts, and find what pre-fusion reads of it.
+
+        Raises:
+            ValueError: the ids are not a batch of prompts.
+        """
+        ids = inputs.input_ids
         if ids.dim() != 2 or not ids.numel():
             raise ValueError(
                 f"input_ids have the shape {tuple(ids.shape)}, expected (prompts, tokens) with at least one."
             )
-        is_image = ids == config.image_token_id
-        embeds = self.get_input_embeddings()(ids.masked_fill(is_image, 0))  # [B, T, D]
-        mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
-        visible = splice.fusible(
-            inputs,
-            image_token_id=cast(int, config.image_token_id),
-            fuse_token_id_zero=config.fuse_token_id_zero,
-            fuse_answers=config.fuse_answers,
+        is_image = ids == self.config.image_token_id
+        embeds, visible = self.get_input_embeddings()(ids.masked_fill(is_image, 0)), self._fusible(inputs)  # [B, T, D]
+        return splice.TextRows(
+            ids=ids,
+            mask=inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids),
+            labels=None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100),
+            is_image=is_image,
+            visible=visible,
+            embeds=embeds,
+            packed=splice.pack(embeds, visible),
         )
-        packed = splice.pack(embeds, visible)
 
-        streamed = inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor)
-        if isinstance(inputs.pixel_values, Tensor) or inputs.pixel_values is None:
-            num_frames = 0 if inputs.pixel_values is None else inputs.pixel_values.shape[0]
-            frames = splice.frames_of_prompts(is_image, num_frames, config.tokens_per_frame)
-            prompt_of_frame = torch.arange(len(ids), device=ids.device).repeat_interleave(frames)
-            tokens, text = self._pass_frames(self._groups(inputs.pixel_values, prompt_of_frame), packed.embeds)
-            copies = []
-        else:
-            if len(ids) != 1:
-                raise ValueError(f"Streamed frames go with one prompt, got {len(ids)}. Fuse the prompts one by one.")
-            slots = _Slots(int(is_image.sum()))
-            tokens, text = self._pass_frames(slots.groups(inputs, self.device, self.frames_per_pass), packed.embeds)
-            copies = [count * config.tokens_per_frame for count in slots.counts]
-            frames = torch.tensor([sum(slots.counts)], device=ids.device)
-
-        embeds = splice.unpack(embeds, text / frames.clamp(min=1)[:, None, None], packed, frames > 0)
-        labels = None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100)
-        if streamed:
-            embeds = splice.widen(embeds, is_image, copies)
-            mask, ids = splice.widen(mask, is_image, copies), splice.widen(ids, is_image, copies)
-            labels = None if labels is None else splice.widen(labels, is_image, copies)
-            is_image = ids == config.image_token_id
-        if tokens:
-            embeds = splice.place_frames(embeds, is_image, torch.cat(tokens))
-        return FusedPrompt(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            input_ids=ids,
-            labels=labels,
-            num_frames=tuple(frames.tolist()),
+    def _fusible(self, inputs: ModelInputs) -> Tensor:
+        """Which tokens pre-fusion reads: [B, T] bool."""
+        return splice.fusible(
+            inputs,
+            image_token_id=cast(int, self.config.image_token_id),
+            fuse_token_id_zero=self.config.fuse_token_id_zero,
+            fuse_answers=self.config.fuse_answers,
         )
 
     def _groups(self, pixel_values: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -289,7 +331,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor | None = None,
-        pixel_values: Tensor | Iterable[FrameChunk] | None = None,
+        pixel_values: Tensor | Iterable[FrameChunk | SeenChunk] | None = None,
         attention_mask: Tensor | None = None,
         answer_mask: Tensor | None = None,
         fused: FusedPrompt | None = None,
@@ -302,7 +344,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             pixel_values: as in ``ModelInputs``: a tensor, or chunks of frames.
             attention_mask: [B, T]; pad on the left to generate for a batch.
             answer_mask: [B, T].
-            fused: a prompt made by ``fuse``, in place of all the others.
+            fused: a prompt made by ``fuse``, in place of all the others. With it, ``past_key_values`` may hold the
+                keys and values of its first positions.
             **kwargs: as in transformers: ``max_new_tokens``, ``do_sample``, ``num_beams``, ``streamer``, ...
 
         Returns:
@@ -313,7 +356,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 longer than the model's context.
         """
         cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
+        if cache is not None and cache.get_seq_length() > 0 and fused is None:
             raise ValueError(
                 f"generate() was given a cache of {cache.get_seq_length()} positions. Frames change all the text of a "
                 "prompt, so a cache from an earlier turn does not fit: pass the whole conversation instead."
@@ -364,30 +407,4 @@ def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig |
             raise ValueError(
                 f"generate() was given {name}. transformers' assisted decoding does not start from embeddings, as "
                 "every prompt here does, and would change answers. Leave it out."
-            )
-
-
-class _Slots:
-    """Counts the frames of each image or video while they stream past."""
-
-    def __init__(self, num_slots: int) -> None:
-        self.counts = [0] * num_slots
-
-    def groups(self, inputs: ModelInputs, device: torch.device, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Frames with the prompt of each (there is one), at most ``limit`` at a time."""
-        last = 0
-        for chunk in cast(Any, inputs.pixel_values):
-            if not last <= chunk.slot < len(self.counts):
-                raise ValueError(
-                    f"A chunk of frames belongs to medium {chunk.slot}, after medium {last}, but the prompt has "
-                    f"{len(self.counts)}. Stream the media in the order of their places in the prompt."
-                )
-            last = chunk.slot
-            self.counts[chunk.slot] += chunk.pixel_values.shape[0]
-            for pixel_values in chunk.pixel_values.split(limit):
-                yield pixel_values.to(device), torch.zeros(len(pixel_values), dtype=torch.long, device=device)
-        if 0 in self.counts:
-            raise ValueError(
-                f"No frame came for medium {self.counts.index(0)} of the prompt. Is the video empty or the iterator "
-                "already used?"
             )

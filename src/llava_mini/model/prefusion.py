@@ -21,8 +21,7 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-KeysValues = tuple[Tensor, Tensor]
-"""Rotated keys and values of some rows, each [F, H, rows, C]."""
+from llava_mini.flow import KeysValues
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of some positions, each [1, rows, C]."""
@@ -56,6 +55,10 @@ FAMILIES: dict[str, Family] = {
 """Families of language models that pre-fusion can copy, by ``model_type``."""
 
 
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rotations that are not the same at every length."""
+
+
 @dataclass(frozen=True)
 class Fused:
     """What pre-fusion returns."""
@@ -83,12 +86,24 @@ class Prefusion(nn.Module):
                 f"Pre-fusion knows the language models {', '.join(FAMILIES)}, not {config.model_type!r}. "
                 "Use one of these, or prefusion_num_layers=0."
             )
+        rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if rope_type in _LENGTH_DEPENDENT:
+            raise ValueError(
+                f"Pre-fusion cannot rotate with rope_type {rope_type!r}: its codes change with the length of the "
+                "prompt, so vision would depend on the question. Use 'default', 'linear', 'yarn' or 'llama3'."
+            )
         family = FAMILIES[config.model_type]
+        self.config = config
         self.layers = nn.ModuleList(PrefusionLayer(config, family, index) for index in range(num_layers))
         self.rotary = family.rotary(config=config)
 
     def forward(
-        self, vision: Tensor | tuple[KeysValues, ...], text: Tensor | None = None, *, num_outputs: int = 0
+        self,
+        vision: Tensor | tuple[KeysValues, ...],
+        text: Tensor | None = None,
+        *,
+        num_outputs: int = 0,
+        num_texts: int = 1,
     ) -> Fused:
         """Run the vision rows, unless their keys and values are at hand, and the text rows against them.
 
@@ -96,14 +111,18 @@ class Prefusion(nn.Module):
             vision: patches and reduced tokens, [F, P + Q, D], or what an earlier call left.
             text: packed to the left, [F, T, D].
             num_outputs: how many of the last vision rows to return.
+            num_texts: how many texts of equal length stand in ``text``, one after another. They do not see one another.
         """
+        if num_texts > 1 and str(self.config._attn_implementation).startswith("flash_attention"):
+            return self._one_by_one(vision, text, num_outputs, num_texts)
         stored = None if isinstance(vision, Tensor) else vision
         rows = vision if isinstance(vision, Tensor) else None
         num_vision = rows.shape[1] if rows is not None else vision[0][0].shape[2]
         num_text = 0 if text is None else text.shape[1]
         like = rows if rows is not None else text
         assert like is not None, "Pre-fusion was given neither vision rows nor text."
-        positions = torch.arange(num_vision + num_text, device=like.device)[None]
+        of_vision, of_text = (torch.arange(rows, device=like.device) for rows in (num_vision, num_text // num_texts))
+        positions = torch.cat([of_vision, num_vision + of_text.repeat(num_texts)])[None]
         cos, sin = self.rotary(like, positions)  # [1, P + Q + T, C]
 
         keys_values: list[KeysValues] = []
@@ -115,9 +134,20 @@ class Prefusion(nn.Module):
                 stored[index] if stored is not None else None,
                 (cos, sin),
                 num_outputs if is_last else num_vision,
+                num_texts,
             )
             keys_values.append(left)
         return Fused(rows if num_outputs else None, text, tuple(keys_values))
+
+    def _one_by_one(
+        self, vision: Tensor | tuple[KeysValues, ...], text: Tensor | None, num_outputs: int, num_texts: int
+    ) -> Fused:
+        """As ``forward``, for kernels that know no mask between texts."""
+        assert text is not None
+        first, *others = text.chunk(num_texts, dim=1)
+        fused = self(vision, first, num_outputs=num_outputs)
+        texts = [fused.text, *(self(fused.keys_values, other).text for other in others)]
+        return Fused(fused.vision, torch.cat(texts, dim=1), fused.keys_values)
 
     def copy_from(self, layers: nn.ModuleList) -> None:
         """Start from the first decoder layers of a language model, which the paper leaves open."""
@@ -149,6 +179,7 @@ class PrefusionLayer(nn.Module):
         stored: KeysValues | None,
         rotation: Rotation,
         num_outputs: int,
+        num_texts: int,
     ) -> tuple[Tensor | None, Tensor | None, KeysValues]:
         """Both passes.
 
@@ -158,8 +189,9 @@ class PrefusionLayer(nn.Module):
             stored: keys and values of the vision rows from an earlier call.
             rotation: for all positions, vision first.
             num_outputs: compute only this many of the last vision rows; the others leave keys and values.
+            num_texts: how many texts of equal length ``text`` holds.
         """
-        arguments = (vision, text, stored, rotation, num_outputs)
+        arguments = (vision, text, stored, rotation, num_outputs, num_texts)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(self._run, *arguments)
         return self._run(*arguments)
@@ -171,6 +203,7 @@ class PrefusionLayer(nn.Module):
         stored: KeysValues | None,
         rotation: Rotation,
         num_outputs: int,
+        num_texts: int,
     ) -> tuple[Tensor | None, Tensor | None, KeysValues]:
         if vision is not None:
             num_silent = vision.shape[1] - num_outputs
@@ -180,10 +213,12 @@ class PrefusionLayer(nn.Module):
                 vision, stored = self._rows(vision, stored, rotation)
         assert stored is not None
         if text is not None:
-            text, _ = self._rows(text, stored, rotation)
+            text, _ = self._rows(text, stored, rotation, num_texts)
         return vision, text, stored
 
-    def _rows(self, hidden: Tensor, before: KeysValues | None, rotation: Rotation) -> tuple[Tensor, KeysValues]:
+    def _rows(
+        self, hidden: Tensor, before: KeysValues | None, rotation: Rotation, num_texts: int = 1
+    ) -> tuple[Tensor, KeysValues]:
         """Run rows [F, rows, D] against the keys and values before them and their own."""
         start = before[0].shape[2] if before is not None else 0
         end = start + hidden.shape[1]
@@ -192,7 +227,7 @@ class PrefusionLayer(nn.Module):
         attended, _ = attention(
             hidden_states=self.block.input_layernorm(hidden),
             position_embeddings=(rotation[0][:, start:end], rotation[1][:, start:end]),
-            attention_mask=self._mask(hidden, start),
+            attention_mask=self._mask(hidden, start, num_texts),
             past_key_values=cast(Cache, store),
         )
         hidden = hidden + attended
@@ -210,7 +245,7 @@ class PrefusionLayer(nn.Module):
         _, key = self.rotate(key, key, *(part[:, : hidden.shape[1]] for part in rotation))
         return key, value
 
-    def _mask(self, hidden: Tensor, num_before: int) -> Tensor | None:
+    def _mask(self, hidden: Tensor, num_before: int, num_texts: int) -> Tensor | None:
         """Causal mask [1, 1, rows, num_before + rows], or None where the kernel does it by itself."""
         kernel, num_rows = str(self.config._attn_implementation), hidden.shape[1]
         if kernel.startswith("flash_attention"):
@@ -219,11 +254,14 @@ class PrefusionLayer(nn.Module):
         window = getattr(attention, "sliding_window", None)
         if self.config.model_type == "mistral":
             window = self.config.sliding_window
-        if kernel == "sdpa" and window is None and num_before == 0:
+        if kernel == "sdpa" and window is None and num_before == 0 and num_texts == 1:
             return None
-        row = num_before + torch.arange(num_rows, device=hidden.device)[:, None]
-        column = torch.arange(num_before + num_rows, device=hidden.device)[None, :]
-        visible = column <= row
+        before, rows = (torch.arange(number, device=hidden.device) for number in (num_before, num_rows))
+        length = num_rows // num_texts
+        text = torch.cat([torch.full_like(before, -1), rows // length])  # of each column; -1 is seen by every text
+        position = torch.cat([before, num_before + rows % length])
+        row, column = position[num_before:, None], position[None, :]
+        visible = (column <= row) & ((text < 0) | (text == (rows // length)[:, None]))
         if window is not None:
             visible &= column > row - window
         if kernel == "sdpa":

@@ -23,6 +23,35 @@ class PackedText:
     """[B, N] bool: the rows that are a prompt's own."""
 
 
+@dataclass(frozen=True)
+class TextRows:
+    """The text of some prompts before pre-fusion."""
+
+    ids: Tensor
+    """[B, T] int64."""
+    mask: Tensor
+    """[B, T], 0 at padding."""
+    labels: Tensor | None
+    """[B, T] int64, -100 at the places of frames."""
+    is_image: Tensor
+    """[B, T] bool: places of frames."""
+    visible: Tensor
+    """[B, T] bool: tokens that pre-fusion reads if there are frames."""
+    embeds: Tensor
+    """[B, T, D]."""
+    packed: PackedText
+    """The rows that pre-fusion reads."""
+
+    def with_fused(self, total: Tensor, frames: Tensor) -> Tensor:
+        """Return embeds [B, T, D] with fused text in its places.
+
+        Args:
+            total: [B, N, D] float32, fused text summed over the frames of each prompt.
+            frames: [B] int64, the number of these. Text of prompts without frames stays as it is.
+        """
+        return unpack(self.embeds, total / frames.clamp(min=1)[:, None, None], self.packed, frames > 0)
+
+
 def fusible(inputs: ModelInputs, *, image_token_id: int, fuse_token_id_zero: bool, fuse_answers: bool) -> Tensor:
     """Tokens that pre-fusion reads: [B, T] bool.
 
@@ -64,16 +93,17 @@ def place_frames(embeds: Tensor, is_image: Tensor, tokens: Tensor) -> Tensor:
 
 
 def widen(values: Tensor, is_image: Tensor, copies: list[int]) -> Tensor:
-    """Repeat each place of a medium as often as its tokens need, for a batch of one prompt.
+    """Repeat each place of a medium as often as its tokens need, the same in every prompt.
 
     Args:
-        values: [1, T] or [1, T, D].
-        is_image: [1, T] bool, one True for each image or video.
+        values: [B, T] or [B, T, D].
+        is_image: [B, T] bool, one True for each image or video.
         copies: for each of these, how many tokens it takes.
     """
-    repeats = torch.ones(values.shape[1], dtype=torch.long, device=values.device)
-    repeats[is_image[0]] = torch.tensor(copies, device=values.device)
-    return values.repeat_interleave(repeats, dim=1)
+    repeats = torch.ones(is_image.shape, dtype=torch.long, device=values.device)
+    repeats[is_image] = torch.tensor(copies * len(values), device=values.device)
+    wide = values.flatten(0, 1).repeat_interleave(repeats.flatten(), dim=0)
+    return wide.unflatten(0, (len(values), -1))  # [B, S] or [B, S, D]
 
 
 def frames_of_prompts(is_image: Tensor, num_frames: int, tokens_per_frame: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Pixels and words become tensors. No weights here."""
 
 from llava_mini.processor.image import MAX_PIXELS, ImageMode, ImageSource, ViewSettings, make_views, to_rgb
-from llava_mini.processor.processor import FrameResize, LlavaMiniProcessor
+from llava_mini.processor.media_stream import FrameResize
+from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.processor.prompt import TEMPLATES, load_template
 from llava_mini.processor.video import (
     Frame,

@@ -6,18 +6,16 @@ with the frames of the whole batch in the order of their places in the prompts.
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast, get_args
+from typing import Any, ClassVar, Self, cast, get_args
 
 import torch
-from PIL import Image
-from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.flow import FrameChunk, ModelInputs
+from llava_mini.flow import ModelInputs
 from llava_mini.processor import prompt as prompts
 from llava_mini.processor.image import (
     CLIP_MEAN,
@@ -26,20 +24,13 @@ from llava_mini.processor.image import (
     ImageMode,
     ViewSettings,
     existing_file,
-    make_views,
-    to_rgb,
 )
+from llava_mini.processor.media_stream import FrameResize, MediaStream, ReadSettings
 from llava_mini.processor.options import ProcessingOptions, read_options
 from llava_mini.processor.prompt import TEMPLATES, Message, Prompt, Slot, load_template
 from llava_mini.processor.published import read_published, require_tokenizer
 from llava_mini.processor.slots import fill_slots
-from llava_mini.processor.video import FrameSampling, chunks, frames_of, nearest_square
-
-FrameResize = Literal["nearest", "image_mode"]
-"""``nearest``: a frame of a video is first squashed to 336 x 336 by nearest neighbour, whatever S is
-(released); ``image_mode``: it is treated as an image."""
-
-RELEASED_FRAME_SIDE = 336
+from llava_mini.processor.video import FrameSampling
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -282,7 +273,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             frames_per_chunk: most frames in memory at a time.
 
         Returns:
-            ``pixel_values`` is an iterator of ``FrameChunk``, to be read once, or None for text alone.
+            ``pixel_values`` is a ``MediaStream``, which gives ``FrameChunk``, or None for text alone.
 
         Raises:
             ValueError: as ``apply_chat_template``; what is wrong inside a file is raised while reading it.
@@ -308,7 +299,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             answer_mask=torch.tensor(rendered.answer_mask).long()[None],
-            pixel_values=self._stream_chunks(slots, sampling, frames_per_chunk) if slots else None,
+            pixel_values=self._media(slots, sampling, frames_per_chunk) if slots else None,
         )
 
     def prompt_length(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> int:
@@ -370,31 +361,11 @@ class LlavaMiniProcessor(ProcessorMixin):
             raise ValueError(f"The processor has no chat template. Make it with one of: {', '.join(TEMPLATES)}.")
         return chosen
 
-    def _frame_views(self, image: Image.Image) -> Tensor:
-        """One frame of a video: [V, 3, S, S]."""
-        if self.frame_resize == "nearest":
-            image = nearest_square(image, RELEASED_FRAME_SIDE)
-        return make_views(image, self._views)
-
-    def _slot_chunks(self, slot: Slot, index: int, sampling: FrameSampling, size: int) -> Iterator[FrameChunk]:
-        """The frames of one image or video. Files that are not there are noticed at once."""
-        if slot.kind == "image":
-            pixels = make_views(to_rgb(slot.source, max_pixels=self.max_pixels), self._views)[None]  # [1, V, 3, S, S]
-            return iter([FrameChunk(pixel_values=pixels, slot=index)])
-        frames = frames_of(slot.source, sampling, max_pixels=self.max_pixels)
-        ready = ((self._frame_views(frame.image), frame.time) for frame in frames)
-        return (
-            FrameChunk(
-                pixel_values=torch.stack([views for views, _ in chunk]),  # [F, V, 3, S, S]
-                slot=index,
-                times=tuple(time for _, time in chunk if time is not None),
-            )
-            for chunk in chunks(ready, size)
+    def _media(self, slots: Sequence[Slot], sampling: FrameSampling, frames_per_chunk: int) -> MediaStream:
+        settings = ReadSettings(
+            views=self._views, frame_resize=self.frame_resize, sampling=sampling, max_pixels=self.max_pixels
         )
-
-    def _stream_chunks(self, slots: Sequence[Slot], sampling: FrameSampling, size: int) -> Iterator[FrameChunk]:
-        for index, slot in enumerate(slots):
-            yield from self._slot_chunks(slot, index, sampling, size)
+        return MediaStream(slots, settings, frames_per_chunk)
 
     def _assemble(
         self,
@@ -404,10 +375,8 @@ class LlavaMiniProcessor(ProcessorMixin):
         return_tensors: str | None,
     ) -> BatchFeature:
         """Read all media and put the batch together."""
-        read = [
-            [list(self._slot_chunks(slot, 0, options.sampling, FRAMES_PER_CHUNK)) for slot in prompt_slots]
-            for prompt_slots in slots
-        ]
+        media = [self._media(prompt_slots, options.sampling, FRAMES_PER_CHUNK) for prompt_slots in slots]
+        read = [[list(stream.chunks(index)) for index in range(len(stream))] for stream in media]
         counts = [[sum(len(chunk.pixel_values) for chunk in medium) for medium in media] for media in read]
         wide = [
             _widened(one, [count * self.tokens_per_frame for count in frames], self.image_token_id)

@@ -103,6 +103,8 @@ class Frame:
     """RGB, upright."""
     time: float | None
     """When it is shown, in seconds from the start. None: not known."""
+    total: int | None = None
+    """How many frames of the video are seen in all, if it is not damaged. None: not known."""
 
 
 def spread(total: int, wanted: int) -> list[int]:
@@ -202,7 +204,9 @@ def _listed_frames(frames: Sequence[ImageSource], sampling: FrameSampling, max_p
         raise ValueError("The video has 0 frames: the list or array is empty. Give at least one frame.")
     wanted = sampling.count(total, None)
     indices = spread(total, wanted) if sampling.num_frames or wanted < total else range(total)
-    return (Frame(image=to_rgb(frames[index], max_pixels=max_pixels), time=None) for index in indices)
+    return (
+        Frame(image=to_rgb(frames[index], max_pixels=max_pixels), time=None, total=len(indices)) for index in indices
+    )
 
 
 def _iterated_frames(frames: Iterator[ImageSource], sampling: FrameSampling, max_pixels: int) -> Iterator[Frame]:
@@ -336,7 +340,8 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
                 break
             check_pixels(frame.width, frame.height, f"A frame of {str(path)!r}", max_pixels)
             try:
-                picture = Frame(image=_upright(frame), time=decoder.seconds(index) if reached else decoder.reached)
+                at = decoder.seconds(index) if reached else decoder.reached
+                picture = Frame(image=upright(frame), time=at, total=len(wanted))
             except film_errors() as error:  # colours that do not exist
                 decoder.damage = reason(error)
                 break
@@ -456,7 +461,7 @@ _WORTH_A_JUMP = 8
 """Fewest frames between two wanted ones for which a jump to a key frame is tried."""
 
 
-def _upright(frame: "VideoFrame") -> Image.Image:
+def upright(frame: "VideoFrame") -> Image.Image:
     """The frame as RGB, turned as its display matrix says."""
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}

@@ -24,34 +24,24 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
     Raises:
         ValueError: If the prompts have places for another number of frames.
     """
-    config, ids, pixels = model.config, inputs.input_ids, inputs.pixel_values
+    pixels, text = inputs.pixel_values, model.text_rows(inputs)
     assert isinstance(pixels, Tensor)
-    image_token_id = config.image_token_id
-    assert image_token_id is not None
-    is_image = ids == image_token_id
-    embeds = model.get_input_embeddings()(ids.masked_fill(is_image, 0))  # [B, T, D]
-    visible = splice.fusible(
-        inputs,
-        image_token_id=image_token_id,
-        fuse_token_id_zero=config.fuse_token_id_zero,
-        fuse_answers=config.fuse_answers,
-    )
-    packed = splice.pack(embeds, visible)
-    frames = splice.frames_of_prompts(is_image, len(frame_sources), config.tokens_per_frame)  # [B]
-    prompt_of_frame = torch.arange(len(ids), device=ids.device).repeat_interleave(frames)  # [F]
+    frames = splice.frames_of_prompts(text.is_image, len(frame_sources), model.config.tokens_per_frame)  # [B]
+    prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)  # [F]
 
     patches, reduced = model.reduce_frames(model.encode_frames(pixels))
     seen = model.read(patches, reduced, None)
     assert seen.vision is not None
     stored = tuple((keys[frame_sources], values[frame_sources]) for keys, values in seen.keys_values)
-    text = model.read_again(stored, packed.embeds[prompt_of_frame])  # [F, N, D]
-    total = torch.zeros_like(packed.embeds, dtype=torch.float32).index_add(0, prompt_of_frame, text.float())
-    embeds = splice.unpack(embeds, total / frames.clamp(min=1)[:, None, None], packed, frames > 0)
-    embeds = splice.place_frames(embeds, is_image, seen.vision[frame_sources])
+    rows = text.packed.embeds
+    read = model.read_again(stored, rows[prompt_of_frame])  # [F, N, D]
+    total = torch.zeros_like(rows, dtype=torch.float32).index_add(0, prompt_of_frame, read.float())  # [B, N, D]
+    embeds = splice.place_frames(text.with_fused(total, frames), text.is_image, seen.vision[frame_sources])
     return FusedPrompt(
         inputs_embeds=embeds,
-        attention_mask=inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids),
-        input_ids=ids,
-        labels=inputs.labels,
+        attention_mask=text.mask,
+        input_ids=text.ids,
+        is_fused=text.visible & (frames > 0)[:, None],
+        labels=text.labels,
         num_frames=tuple(frames.tolist()),
     )

@@ -1,0 +1,1 @@
+"""Measurements: what questions about images cost, beside other ways and other models, in one run each."""

@@ -1,0 +1,74 @@
+"""The count from the configuration: the paper's numbers beside ours, and every way that exists here."""
+
+from typing import get_args
+
+import pytest
+
+from llava_mini.benchmarks import flops
+from llava_mini.benchmarks.flops import METHODS, PAPER, Settings
+from llava_mini.config import ReducerName, preset
+from llava_mini.model import cost
+
+
+@pytest.fixture(scope="module")
+def report():
+    return flops.run(Settings())
+
+
+def test_computed_totals_are_the_printed_ones_but_for_the_misprint(report):
+    rows = report.results["paper"]
+    assert len(rows) == len(PAPER) == 15
+    wrong = [row for row in rows if round(row["computed"] / 1e12, 2) != row["printed"]]
+    assert [(row["printed"], row["note"]) for row in wrong] == [(1.81, "misprint of 1.71")]
+
+
+def test_every_reducer_has_a_row():
+    assert {fields["reducer"] for fields in METHODS.values()} == set(get_args(ReducerName))
+
+
+def test_numbers_are_those_of_the_cost_model(report):
+    ours, config = report.results["methods"]["LLaVA-Mini, 1 token"], preset("llava-mini-vicuna-7b")
+    assert ours["first"]["total"] == cost.flops(config).total
+    assert ours["later"]["23"]["prefusion"] == (
+        cost.later_question_flops(config, num_text_tokens=20, num_kept_tokens=23).prefusion
+    )
+
+
+def test_rows_of_the_peers_are_those_of_the_published_protocol(report):
+    rows = {name: one["paper_first"] / 1e12 for name, one in report.results["methods"].items()}
+    frames = {name: one["paper_next_frame"] / 1e12 for name, one in report.results["methods"].items()}
+    assert round(rows["LLaVA-v1.5, 576 tokens"], 2) == 8.55
+    assert round(frames["LLaVA-Mini, 1 token"], 2) == 1.39
+    assert 0.93 < rows["average pooling, no pre-fusion, 1 token"] < rows["query, no pre-fusion, 1 token"] < 0.96
+
+
+def test_tables_show_goals_misprints_and_all_ways(report):
+    text = str(report)
+    assert "misprint of 1.71" in text
+    assert "an eighth of it" in text
+    assert "later question, before the language model     0.08" in text
+    assert all(name in text for name in METHODS)
+
+
+def test_settings_reach_the_count():
+    report = flops.run(Settings(size="8b", tokens=(4, 16), hd=True, text_tokens=20))
+    assert len(report.results["methods"]) == 7  # all patches have no choice of tokens
+    ours = report.results["methods"]["LLaVA-Mini, 4 tokens"]
+    assert list(ours["later"]) == ["0"]
+    assert ours["first"]["total"] > 5e12
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"size": "70b"}, "no size '70b'.*tiny, middle, 7b, 8b"),
+        ({"tokens": (3,)}, "square.*got 3"),
+        ({"tokens": (0,)}, "square.*got 0"),
+        ({"tokens": (1, 1)}, "each of them once.*1, 1"),
+        ({"tokens": ()}, "each of them once"),
+        ({"text_tokens": 0}, "at least one text token.*got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        Settings(**given)
