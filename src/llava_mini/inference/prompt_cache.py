@@ -105,6 +105,8 @@ def _beginning(cache: DynamicCache, length: int) -> DynamicCache:
     made = DynamicCache()
     for index, layer in enumerate(cache.layers):
         assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
         made.update(layer.keys[..., :length, :].clone(), layer.values[..., :length, :].clone(), index)
     return made
 
