@@ -188,6 +188,12 @@ def hard_for(case: Case, answers: Container[str]) -> Iterator[str]:
         yield f"{sign.font} font of size {sign.height}"
 
 
+def length_of(case: Case) -> str:
+    """What is written, by its length: ``word of 4 letters``."""
+    answer = case.facts["right_answer"]
+    return f"number of {len(answer)} digit(s)" if answer.isdigit() else f"word of {len(answer)} letters"
+
+
 def where(cases: Sequence[Case]) -> str:
     """A table of shares of right answers by what might make a question hard."""
     exact = [case for case in cases if case.facts["kind"] not in CAPTION_KINDS]
@@ -203,7 +209,7 @@ def where(cases: Sequence[Case]) -> str:
         *rows("image: {} things, words and bars", images, lambda case: bin_of(case.num_things, (2, 4, 6))),
         *rows("location: {} in the picture", of_kind(images, "location"), of_same_shape),
         *rows("text: {} font", written, lambda case: case.item.frames[0].signs[0].font),
-        *rows("text: {} characters", written, lambda case: str(len(case.facts["right_answer"]))),
+        *rows("text: {}", written, length_of),
         *rows("clip: {} frames", clips, lambda case: bin_of(len(case.item.frames), (3, 4, 5))),
         *rows("clip: {} things at once", clips, lambda case: bin_of(case.num_things, (1, 2))),
         *rows(

@@ -122,9 +122,10 @@ def card_table(facts: Mapping[str, Any]) -> str:
         f"The first {facts['questions_per_kind']} questions of each kind of the {facts['split']} split, half as many "
         f"about clips, one question a prompt, in {facts['seconds']:.0f} seconds, {facts['processor_seconds']:.0f} of "
         f"processor time ({ran['device']}, {ran['threads']} thread(s), {ran['dtype']}). Answers are right if they are "
-        "right word for word. Blind: the commonest answer to the same form of question. `images` and `clips` weigh "
-        "kinds as the world does; `all` is 0.6 of the one and 0.4 of the other; `new phrasings` are those that no "
-        "training question has.",
+        "right word for word. Blind: the commonest answer to the same form of question. The guess is told the kind, "
+        "which a model is not; where all answers of a kind are alike it is always right (1.00), and no model can be "
+        "ahead of it. `images` and `clips` weigh kinds as the world does; `all` is 0.6 of the one and 0.4 of the "
+        "other; `new phrasings` are those that no training question has.",
     ]
     return "\n".join(lines)
 

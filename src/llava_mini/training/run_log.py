@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,7 +89,8 @@ class RunLog:
                 initial=step,
                 desc=name,
                 file=self.terminal,
-                dynamic_ncols=True,
+                dynamic_ncols=_tells_its_width(self.terminal),
+                ncols=80,  # for a terminal that does not
                 bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}",
             )
         shown_at = -math.inf
@@ -159,3 +161,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             continue
         lines[line.get("phase"), line.get("step")] = line
     return list(lines.values())
+
+
+def _tells_its_width(terminal: TextIO) -> bool:
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False

@@ -322,7 +322,12 @@ def _claim(folder: Path, settings: ExportSettings) -> None:
             raise ValueError(
                 f"{str(folder)!r} is not empty, and its files were not made by this command. Give a new folder."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"The folder {str(folder)!r} cannot be made ({error.strerror}). Give one where files can be written."
+            ) from error
         _write(about, _json_bytes(_about(settings)))
         return
     try:
