@@ -22,12 +22,6 @@ LENGTH = 6
 
 
 @pytest.fixture(scope="module")
-def parts():
-    torch.set_num_threads(1)
-    return tiny_parts()
-
-
-@pytest.fixture(scope="module")
 def film(tmp_path_factory):
     path = write_film(tmp_path_factory.mktemp("film") / "film.mp4")
     os.utime(path, (1, 1))

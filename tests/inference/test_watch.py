@@ -6,21 +6,14 @@ import threading
 import time
 
 import pytest
-import torch
 
 from llava_mini.inference.engine import Engine
 from llava_mini.inference.settings import NO_CACHING, Caching
 from llava_mini.inference.video_stream import LiveSource
 from tests.inference.rtsp_server import RtspServer
-from tests.tiny_engine import tiny_parts, write_film
+from tests.tiny_engine import write_film
 
 LENGTH = 5
-
-
-@pytest.fixture(scope="module")
-def parts():
-    torch.set_num_threads(1)
-    return tiny_parts()
 
 
 @pytest.fixture(scope="module")
