@@ -3,9 +3,9 @@
 There are two countings of floating-point operations for the first question about some frames:
 
 - ``flops`` is what the code here runs: matrix products and convolutions, attention included, 2 for
-  each multiply-add. The vision tower's last layer is not run, the last pre-fusion layer makes
-  only keys and values of the patches, and the head reads the last position. It equals what
-  torch's ``FlopCounterMode`` counts.
+  each multiply-add. The vision tower's last layer is not run, the reducer makes neither keys nor
+  values, the last pre-fusion layer makes only these of the patches, and the head reads the last
+  position. It equals what torch's ``FlopCounterMode`` counts.
 - ``paper_flops`` is the paper's protocol: linear and convolution layers only, all of the tower's
   layers, every row in every pre-fusion layer, the head at every position. With 43 text tokens it
   gives the totals of Tables 6 to 8 and 14. Two misprints show: Table 7 has 1.81 T for three
@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from llava_mini.config import LlavaMiniConfig
+from llava_mini.model.reducers.query import NUM_HEADS
 
 PAPER_TEXT_TOKENS = 43
 """Text tokens in the paper's measurements, found by solving for its totals."""
@@ -73,7 +74,7 @@ def flops(config: LlavaMiniConfig, *, num_frames: int = 1, num_text_tokens: int 
     language_model = config.text.num_hidden_layers * decoder.layer(length, length) + decoder.head
     return ByPart(
         vision_tower=num_frames * config.views_per_frame * one_view,
-        reducer=num_frames * _query_reducer(config),
+        reducer=_gathering(config, num_frames),
         projector=num_frames * projected * _projector(config),
         prefusion=num_frames * _two_passes(config, decoder, num_text_tokens),
         language_model=language_model,
@@ -257,16 +258,29 @@ def _projector(config: LlavaMiniConfig) -> int:
     return 2 * (width * language + language**2)
 
 
+def _gathering(config: LlavaMiniConfig, num_frames: int) -> int:
+    """Operations of the query reducer as it runs here, where no patch becomes a key or a value; 0 for the others."""
+    if config.reducer != "query" or num_frames == 0:
+        return 0
+    width, tokens = config.vision.hidden_size, config.tokens_per_frame
+    maps = 4 * tokens * width**2  # twice for the queries, of all frames, and twice for the tokens of each
+    return maps + num_frames * (maps + 4 * NUM_HEADS * tokens * _read_patches(config) * width)
+
+
 def _query_reducer(config: LlavaMiniConfig) -> int:
-    """Operations of the query reducer for one frame, attention included; 0 for the other reducers.
+    """Operations of the released query reducer for one frame, attention included; 0 for the other reducers.
 
     Table 8 prints 2.42 G for one token and 2.44 G for four, which also counts its attention.
     """
     if config.reducer != "query":
         return 0
-    width, tokens = config.vision.hidden_size, config.tokens_per_frame
-    patches = config.resolution_ratio**2 * config.patches_per_side**2  # the whole image of HD is not read
+    width, tokens, patches = config.vision.hidden_size, config.tokens_per_frame, _read_patches(config)
     return 2 * width**2 * (2 * tokens + 2 * patches) + 4 * tokens * patches * width
+
+
+def _read_patches(config: LlavaMiniConfig) -> int:
+    """Patches that the reducer reads. The whole image of HD is not among them."""
+    return config.resolution_ratio**2 * config.patches_per_side**2
 
 
 def _check_prompt(num_frames: int, num_text_tokens: int) -> None:

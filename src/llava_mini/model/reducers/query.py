@@ -3,10 +3,14 @@
 Learned queries look at the patches of a frame, before the projector, and summarise them in
 ``grid * grid`` tokens. As in the released weights there are 8 heads, and positions enter the keys
 but not the values.
+
+The queries are the same for all frames, so no patch is made into a key or a value: a query times a key is the
+patch times the query taken back through the key map, and the value map is applied to what a query has gathered.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llava_mini.model.positions import resize_codes, sine_cosine_2d
 from llava_mini.model.reducers.base import Reduced, grid_side
@@ -43,6 +47,17 @@ class QueryReducer(nn.Module):
         else:
             patch_codes = sine_cosine_2d(side, patches.shape[-1], device=patches.device).to(patches.dtype)  # [N, E]
         values = self.patch_norm(patches)  # [F, N, E]
-        queries = (self.query_norm(self.queries) + self.query_codes).expand(patches.shape[0], -1, -1)  # [F, Q, E]
-        tokens, attention = self.attend(queries, values + patch_codes, values)
-        return Reduced(tokens, attention)  # [F, Q, E], [F, Q, N]
+        attention = (self._probes() @ (values + patch_codes).transpose(1, 2)).softmax(-1)  # [F, heads * Q, N]
+        gathered = (attention @ values).unflatten(1, (NUM_HEADS, -1))  # [F, heads, Q, E]
+        _, _, to_values = self.attend.in_proj_weight.unflatten(0, (3, NUM_HEADS, -1))  # [heads, E / heads, E]
+        tokens = torch.einsum("fhqe,hce->fqhc", gathered, to_values).flatten(2)  # [F, Q, E]
+        tokens = self.attend.out_proj(tokens + self.attend.in_proj_bias.chunk(3)[2])
+        return Reduced(tokens, attention.unflatten(1, (NUM_HEADS, -1)).mean(1))  # [F, Q, E], [F, Q, N]
+
+    def _probes(self) -> Tensor:
+        """What each head's queries multiply the patches with, [heads * Q, E]. The keys' bias adds the same to all."""
+        to_queries, to_keys, _ = self.attend.in_proj_weight.chunk(3)  # [E, E]
+        queries = self.query_norm(self.queries) + self.query_codes  # [Q, E]
+        queries = functional.linear(queries, to_queries, self.attend.in_proj_bias.chunk(3)[0])
+        queries = queries.unflatten(1, (NUM_HEADS, -1)) * (queries.shape[1] // NUM_HEADS) ** -0.5  # [Q, heads, C]
+        return torch.einsum("qhc,hce->hqe", queries, to_keys.unflatten(0, (NUM_HEADS, -1))).flatten(0, 1)
