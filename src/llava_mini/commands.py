@@ -26,6 +26,7 @@ from llava_mini.config import PRESETS, LlavaMiniConfig
 from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
+from llava_mini.inference.devices import keep_freed_memory
 from llava_mini.inference.engine import Engine
 from llava_mini.inference.loading import read_config
 from llava_mini.inference.media import media_parts
@@ -53,6 +54,7 @@ class Loading:
 
     def engine(self) -> Engine:
         """Load it."""
+        keep_freed_memory()
         caching = Caching(folder=self.cache and self.cache.expanduser())
         return Engine.load(self.model, self.device, self.dtype, self.quantization, caching)
 

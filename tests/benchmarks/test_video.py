@@ -6,47 +6,84 @@ import pytest
 import torch
 
 from llava_mini.benchmarks import video
-from llava_mini.benchmarks.sizes import random_model
-from llava_mini.benchmarks.video import Settings, first_question, later_question, peak_here, way_config
+from llava_mini.benchmarks.film_ways import Film, film_model, make_way, tokens_of
+from llava_mini.benchmarks.timing import PARTS, Laps
+from llava_mini.benchmarks.video import Settings, peak_here
 
+CPU = torch.device("cpu")
 SETTINGS = Settings(
     size="tiny", frames=(3, 11), dtypes=("float32",), repeats=1, warmup=0, most_tokens=500, device="cpu"
 )
 
 
+def film(frames):
+    return Film(frames=frames, kept=23, question=20)
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.set_num_threads(1)
-    return random_model(way_config("tiny", "here", 100), torch.device("cpu"), torch.float32)
+    return film_model(film(11), "tiny", CPU, torch.float32, most_tokens=3000)
+
+
+def last_keys(answering):
+    """What the language model holds after the prompt: a function of every row of it."""
+    return answering.cache.layers[-1].keys
 
 
 @pytest.mark.parametrize("frames", [3, 11])
 @torch.inference_mode()
 def test_the_released_order_and_a_later_question_say_what_the_order_here_says(model, frames):
-    pool = video._pool(model)
-    here = first_question(model, "here", SETTINGS, frames, pool)
-    torch.testing.assert_close(first_question(model, "released", SETTINGS, frames, pool), here, atol=1e-4, rtol=1e-3)
-    seen = model.see(pool, model.text_before_frames(video._prompt(model, SETTINGS)))
-    prefix = video._prefix(model, SETTINGS, frames, seen)
+    laps = Laps(device=CPU, by_part=False)
+    here = make_way("here", film(frames), model)
+    released = make_way("released", film(frames), model)
+    released.pool = here.pool
+    first = last_keys(here.first(laps))
+    torch.testing.assert_close(last_keys(released.first(laps)), first, atol=1e-4, rtol=1e-3)
+    kept = here.keep()
     for _ in range(2):
-        later = later_question(model, SETTINGS, frames, seen, prefix)
-        torch.testing.assert_close(later, here, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(last_keys(here.later(kept, laps)), first, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["here", "all tokens", "video-llava"])
+@torch.inference_mode()
+def test_a_way_gives_the_language_model_the_tokens_it_names_and_keeps_them_for_later(model, name):
+    laps = Laps(device=CPU, by_part=False)
+    way = make_way(name, film(3), model)
+    first = way.first(laps)
+    assert first.cache.get_seq_length() == 43 + tokens_of(name, film(3), "tiny")
+    later = way.later(way.keep(), laps)
+    torch.testing.assert_close(last_keys(later), last_keys(first), atol=1e-4, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_prompt_that_is_read_in_pieces_is_read_whole(model):
+    laps, way = Laps(device=CPU, by_part=False), make_way("video-llava", film(40), model)
+    answering = way.first(laps)
+    assert answering.cache.get_seq_length() == 43 + 40 * 65 > 2048
+    rows = torch.cat([way._embeds()[0], way.front.tokens(laps), way._embeds()[1]], dim=1)
+    whole = model.language_model(inputs_embeds=rows, use_cache=True).past_key_values
+    torch.testing.assert_close(last_keys(answering), whole.layers[-1].keys, atol=1e-4, rtol=1e-3)
 
 
 def test_all_ways_are_measured_as_far_as_they_are_asked_for(monkeypatch):
     monkeypatch.setattr(video, "fresh_result", lambda program, request: (peak_here(request), 0.0))
     report = video.run(SETTINGS)
-    results = json.loads(report.line())["results"]["ways"]
-    assert list(results) == [
-        "LLaVA-Mini, here, float32, 3 frames",
-        "LLaVA-Mini, released order, float32, 3 frames",
-        "LLaVA-v1.5, float32, 3 frames",
-        "LLaVA-Mini, here, float32, 11 frames",
-        "LLaVA-Mini, released order, float32, 11 frames",
+    ways = json.loads(report.line())["results"]["ways"]
+    assert [(one["way"], one["frames"], one["tokens"]) for one in ways] == [
+        ("here", 3, 3),
+        ("released", 3, 3),
+        ("all tokens", 3, 432),
+        ("video-llava", 3, 195),
+        ("here", 11, 11),
+        ("released", 11, 11),
     ]
-    for one in results.values():
-        assert len(one["first_s"]) == len(one["later_s"]) == 1
-        assert one["peak"] >= 0
+    for one in ways:
+        assert len(one["first_s"]) == len(one["later_s"]) == len(one["token_s"]) == 1
+        assert set(one["parts_s"]) >= {"vision", "reduction", "prefill"}
+        assert set(one["parts_s"]) <= {*PARTS}
+        assert sum(times[0] for times in one["parts_s"].values()) == pytest.approx(one["first_s"][0], rel=0.2)
+        assert one["peak"]["host"] >= 0
     assert "frames/s" in str(report)
 
 

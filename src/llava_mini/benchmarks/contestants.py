@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from llava_mini.benchmarks.released import fuse_as_released
 from llava_mini.benchmarks.timing import Laps
 from llava_mini.flow import KeysValues, ModelInputs
+from llava_mini.inference.torch_backend import PREFILL_TOKENS
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
 
@@ -75,9 +76,12 @@ class LanguageModel:
         return self.model.get_input_embeddings()(ids)
 
     def read(self, embeds: Tensor, cache: Cache | None = None) -> Answering:
-        """Read rows [1, S, D] after those of ``cache``, which stays as it is."""
-        past = None if cache is None else branch(cache)
-        out = self.model(inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=1)
+        """Read rows [1, S, D] after those of ``cache``, which stays as it is; many rows in pieces."""
+        past = DynamicCache() if cache is None else branch(cache)
+        *pieces, last = embeds.split(PREFILL_TOKENS, dim=1)
+        for piece in pieces:
+            self.model.get_decoder()(inputs_embeds=piece, past_key_values=past, use_cache=True)
+        out = self.model(inputs_embeds=last, past_key_values=past, use_cache=True, logits_to_keep=1)
         return Answering(token=out.logits[:, -1:].argmax(-1), cache=out.past_key_values)
 
     def step(self, answering: Answering) -> Answering:

@@ -28,7 +28,7 @@ from llava_mini.benchmarks.sizes import changed, limit_memory, random_model, siz
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.evaluation.environment import environment
 from llava_mini.flow import FrameChunk, ModelInputs
-from llava_mini.inference.devices import DTYPES, choose_device, choose_dtype
+from llava_mini.inference.devices import DTYPES, choose_device, choose_dtype, keep_freed_memory
 from llava_mini.inference.memory import memory_need
 from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -148,6 +148,7 @@ def kept_bytes(model: LlavaMiniForConditionalGeneration, text_tokens: int) -> di
 
 def peak_here(request: str) -> int:
     """Bytes by which answering makes this process's largest resident size grow. For a process of its own."""
+    keep_freed_memory()
     wanted = json.loads(request)
     fields = {**wanted["settings"], "tokens": tuple(wanted["settings"]["tokens"])}
     settings = Settings(**{**fields, "frames": tuple(fields["frames"])})

@@ -53,13 +53,12 @@ class Setting:
 
     @property
     def small(self) -> int:
-        """Pixels per side of the smaller pictures that some read: 224 where ours have 336."""
-        patch = self.config.patch_size
-        return 2 * self.config.image_size // 3 // patch * patch
+        """Pixels per side of the smaller pictures that some read."""
+        return _small_side(self.config)
 
     def clip(self, image_size: int) -> CLIPVisionConfig:
         """Our tower for other pictures."""
-        return CLIPVisionConfig(**{**self.config.vision.to_dict(), "image_size": image_size})
+        return _clip(self.config, image_size)
 
     def tower(self, name: str) -> dict[str, Any]:
         """Fields of a tower of another kind, for the smaller pictures."""
@@ -67,7 +66,21 @@ class Setting:
 
     def one_layer(self) -> PreTrainedConfig:
         """The language model with one layer, for a front end whose language model is thrown away."""
-        return AutoConfig.for_model(**{**self.config.text.to_dict(), "num_hidden_layers": 1})
+        return _one_layer(self.config)
+
+
+def _small_side(config: LlavaMiniConfig) -> int:
+    """224 pixels where ours have 336."""
+    patch = config.patch_size
+    return 2 * config.image_size // 3 // patch * patch
+
+
+def _clip(config: LlavaMiniConfig, image_size: int) -> CLIPVisionConfig:
+    return CLIPVisionConfig(**{**config.vision.to_dict(), "image_size": image_size})
+
+
+def _one_layer(config: LlavaMiniConfig) -> PreTrainedConfig:
+    return AutoConfig.for_model(**{**config.text.to_dict(), "num_hidden_layers": 1})
 
 
 class Peer:
@@ -252,11 +265,48 @@ def _llava_next(name: str, of: Setting) -> Contestant:
     return Peer(name, inner.vision_tower, lambda: _rows(inner.get_image_features(pixels, size)), of.language, of.words)
 
 
+class VideoLlavaFront:
+    """Video-LLaVA's front end for the frames of a film, which it takes all at once."""
+
+    def __init__(self, config: LlavaMiniConfig, frames: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Build it with random weights.
+
+        Args:
+            config: ours: the tower has the sizes of its tower, and the tokens the width of its language model.
+            frames: F.
+            device: for weights and pixels.
+            dtype: for both.
+        """
+        side = _small_side(config)
+        with made_on(device, dtype):
+            self.inner = _video_llava_front(config, dtype)
+            self.pixels = torch.randn(1, frames, 3, side, side)
+        self.laps = Laps(device=device, by_part=False)
+        self.inner.video_tower.register_forward_hook(lambda *_: self.laps("vision"))
+
+    @staticmethod
+    def tokens_per_frame(config: LlavaMiniConfig) -> int:
+        """All patches of the smaller picture, and the class token, which it keeps."""
+        return (_small_side(config) // config.patch_size) ** 2 + 1
+
+    def tokens(self, laps: Laps) -> Tensor:
+        """[1, F * tokens_per_frame, D]."""
+        self.laps = laps
+        found = self.inner.get_video_features(self.pixels)
+        laps("reduction")
+        rows = getattr(found, "pooler_output", found)
+        return rows.reshape(1, -1, rows.shape[-1])
+
+
 def _video_llava(name: str, of: Setting) -> Contestant:
-    config = VideoLlavaConfig(vision_config=of.clip(of.small), text_config=of.one_layer())
-    inner = _front(VideoLlavaForConditionalGeneration(config), of.dtype).model
+    inner = _video_llava_front(of.config, of.dtype)
     pixels = torch.randn(1, 3, of.small, of.small)
     return Peer(name, inner.image_tower, lambda: _rows(inner.get_image_features(pixels)), of.language, of.words)
+
+
+def _video_llava_front(config: LlavaMiniConfig, dtype: torch.dtype) -> Any:
+    made = VideoLlavaConfig(vision_config=_clip(config, _small_side(config)), text_config=_one_layer(config))
+    return _front(VideoLlavaForConditionalGeneration(made), dtype).model
 
 
 def _blip_2(name: str, of: Setting) -> Contestant:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from llava_mini.benchmarks.report import Report
+from llava_mini.inference.devices import keep_freed_memory
 
 BENCHMARKS: tuple[str, ...] = ("flops", "latency", "video", "memory", "decode", "load")
 """Names, which are those of modules in this folder."""
@@ -28,7 +29,9 @@ def run_benchmark(name: str, given: Mapping[str, object]) -> Report:
         if setting not in known:
             flags = ", ".join(_flag(one) for one in known) or "none"
             raise ValueError(f"The benchmark {name} has no {_flag(setting)}. Its settings are: {flags}.")
-    return module.run(module.Settings(**given))
+    settings = module.Settings(**given)
+    keep_freed_memory()  # as every command does that loads a model
+    return module.run(settings)
 
 
 def _flag(setting: str) -> str:

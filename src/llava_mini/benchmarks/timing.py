@@ -5,7 +5,7 @@ measures every thing once, and a disturbance meets all of them.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -15,6 +15,7 @@ Part = Literal["vision", "reduction", "pre-fusion", "prefill"]
 PARTS: tuple[Part, ...] = ("vision", "reduction", "pre-fusion", "prefill")
 """Parts of the way to an answer's first token, in their order."""
 
+Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
 
 
@@ -56,12 +57,12 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     return drained(device) - since
 
 
-def take_turns(calls: Mapping[str, Callable[[], Result]], *, warmup: int, repeats: int) -> dict[str, list[Result]]:
+def take_turns(calls: Mapping[Name, Callable[[], Result]], *, warmup: int, repeats: int) -> dict[Name, list[Result]]:
     """Call all things ``warmup + repeats`` times in turns, and keep what the last ``repeats`` calls gave.
 
     A thing that runs out of the device's memory is called no more; it keeps what it gave until then.
     """
-    found: dict[str, list[Result]] = {name: [] for name in calls}
+    found: dict[Name, list[Result]] = {name: [] for name in calls}
     left = dict(calls)
     for turn in range(warmup + repeats):
         for name, call in list(left.items()):

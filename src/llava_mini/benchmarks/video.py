@@ -6,49 +6,32 @@ Expected: the order here is faster by what it does not compute and by its batche
           the film but for the tokens kept; a later question skips the vision tower and what follows it but the text.
 Run:      llava-mini bench video --size middle --frames 8 32 --dtypes float32 bfloat16
 
-Decoding is left out: ``bench decode`` measures it. Frames of the order here come chunk by chunk from a small pool of
-random pixels, as from a decoder; the released order gets all of them at once, as the released code does. LLaVA-v1.5
-reads every token of every frame, as far as ``most_tokens`` allows.
+Decoding is left out: ``bench decode`` measures it. What is compared is in ``film_ways``; LLaVA-v1.5 and Video-LLaVA
+read every token of every frame, as far as ``most_tokens`` allows. Device and host are drained after each part of each
+chunk, so that the parts come from the same runs as the whole.
 """
 
 import gc
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
+from llava_mini.benchmarks.film_ways import WAYS, Film, Way, WayName, film_model, make_way, tokens_of
 from llava_mini.benchmarks.memory import largest_resident
 from llava_mini.benchmarks.processes import fresh_result
-from llava_mini.benchmarks.released import fuse_as_released
 from llava_mini.benchmarks.report import Report, Table, scaled, told
-from llava_mini.benchmarks.sizes import changed, limit_memory, random_model, size_config
-from llava_mini.benchmarks.timing import seconds_of, take_turns
-from llava_mini.config import LlavaMiniConfig
+from llava_mini.benchmarks.sizes import limit_memory, size_config
+from llava_mini.benchmarks.timing import PARTS, Laps, drained, take_turns
 from llava_mini.evaluation.environment import environment
-from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames
-from llava_mini.inference.devices import DTYPES, choose_device
-from llava_mini.inference.torch_backend import PREFILL_TOKENS
+from llava_mini.inference.devices import DTYPES, choose_device, keep_freed_memory
 from llava_mini.model import cost
-from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
-Way = Literal["here", "released", "all tokens"]
-WAYS: dict[Way, str] = {
-    "here": "LLaVA-Mini, here",
-    "released": "LLaVA-Mini, released order",
-    "all tokens": "LLaVA-v1.5",
-}
-"""What is compared, with the names that people read."""
-
-POOL = 8
-"""Different frames that are shown again and again."""
-WORD = 5
-"""The id of every word of the prompts."""
 _CHILD = "from llava_mini.benchmarks.video import peak_here; import json; print(json.dumps(peak_here(*sys.argv[1:])))"
+_TIMES = ("first", "later", "token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +49,9 @@ class Settings:
     released_frames: int = 32
     """Most frames for the released order, which is slow."""
     most_tokens: int = 8192
-    """LLaVA-v1.5 is measured as long as its frames make no more tokens than this."""
+    """LLaVA-v1.5 and Video-LLaVA are measured as long as their frames make no more tokens than this."""
+    answer_tokens: int = 8
+    """Tokens of the answer after the first one, for the time of each."""
     repeats: int = 3
     """Rounds that are counted."""
     warmup: int = 1
@@ -75,6 +60,8 @@ class Settings:
     """None: the fastest there is."""
     dtypes: tuple[str, ...] = ("bfloat16",)
     """Number formats, each compared with the others."""
+    kept_on_host: bool = False
+    """On a GPU: what pre-fusion left of the frames waits in the host's memory for a later question."""
     memory_limit: float | None = None
     """GiB of the GPU's memory that may be used. None: all."""
 
@@ -89,9 +76,14 @@ class Settings:
                 f"The kept words are some of the {self.text_tokens} words of the prompt, and a question needs one "
                 f"more; got {self.kept_tokens}."
             )
-        for name, least in (("repeats", 1), ("warmup", 0), ("released_frames", 0), ("most_tokens", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        least = {"repeats": 1, "warmup": 0, "released_frames": 0, "most_tokens": 0, "answer_tokens": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}.")
+
+    def film(self, frames: int) -> Film:
+        """The film with so many frames, and its prompt."""
+        return Film(frames=frames, kept=self.kept_tokens, question=self.text_tokens - self.kept_tokens)
 
 
 def run(settings: Settings) -> Report:
@@ -103,208 +95,170 @@ def run(settings: Settings) -> Report:
     device = choose_device(settings.device)
     limit_memory(settings.memory_limit, device)
     settings = replace(settings, device=str(device))
-    results: dict[str, Any] = {}
+    results: list[dict[str, Any]] = []
     for frames in settings.frames:
         found = _times(settings, frames, device)
         gc.collect()
-        for label, one in found.items():
-            results[f"{label}, {frames} frames"] = {**one, "peak": _peak(settings, label, frames, device)}
+        results += [{**one, "peak": _peak(settings, one, device)} for one in found]
     return Report(
         bench="video",
         environment=environment(device, DTYPES[settings.dtypes[0]]),
         settings=vars(settings),
         results={"ways": results},
-        tables=[_table(results, settings)],
+        tables=[_table(results, settings), _parts_table(results)],
     )
 
 
-def way_config(size: str, way: Way, most_positions: int) -> LlavaMiniConfig:
-    """The model behind a way, whose language model takes so many positions."""
-    config = size_config(size)
-    text = {**config.text.to_dict(), "max_position_embeddings": max(most_positions, 4096)}
-    plain = {"reducer": "identity", "prefusion_num_layers": 0} if way == "all tokens" else {}
-    return changed(config, text_config=text, **plain)
-
-
-def _asked(settings: Settings, frames: int) -> list[tuple[Way, str]]:
+def _asked(settings: Settings, frames: int) -> list[tuple[WayName, str]]:
     """Ways with their number formats, as far as they are measured at this number of frames."""
-    ways: list[Way] = ["here"]
-    if frames <= settings.released_frames:
-        ways.append("released")
-    if frames * size_config(settings.size).patches_per_frame <= settings.most_tokens:
-        ways.append("all tokens")
-    return [(way, dtype) for way in ways for dtype in settings.dtypes]
+
+    def fits(way: WayName) -> bool:
+        if way == "released":
+            return frames <= settings.released_frames
+        return way == "here" or tokens_of(way, settings.film(frames), settings.size) <= settings.most_tokens
+
+    return [(way, dtype) for way in WAYS if fits(way) for dtype in settings.dtypes]
 
 
-def _label(way: Way, dtype: str) -> str:
-    return f"{WAYS[way]}, {dtype}"
-
-
-def _times(settings: Settings, frames: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Seconds of first and later questions by label; the ways share weights where they can."""
-    models: dict[tuple[bool, str], LlavaMiniForConditionalGeneration] = {}
-    calls: dict[str, Callable[[], dict[str, float]]] = {}
-    for way, dtype in _asked(settings, frames):
-        key = (way == "all tokens", dtype)
-        if key not in models:
-            positions = frames * size_config(settings.size).patches_per_frame if key[0] else frames
-            config = way_config(settings.size, way, positions + settings.text_tokens + 1)
-            models[key] = random_model(config, device, DTYPES[dtype])
-        calls[_label(way, dtype)] = partial(_round, models[key], way, settings, frames, device)
-    with torch.inference_mode():
-        found = take_turns(calls, warmup=settings.warmup, repeats=settings.repeats)
-    return {
-        label: {f"{name}_s": [one[name] for one in rounds] for name in ("first", "later")}
-        for label, rounds in found.items()
+def _times(settings: Settings, frames: int, device: torch.device) -> list[dict[str, Any]]:
+    """All times of each way, in seconds."""
+    asked, film = _asked(settings, frames), settings.film(frames)
+    most = max(tokens_of(way, film, settings.size) for way, _ in asked)
+    models = {
+        dtype: film_model(film, settings.size, device, DTYPES[dtype], most_tokens=most) for dtype in settings.dtypes
     }
+    rounds: dict[tuple[WayName, str], Callable[[], dict[str, Any]]] = {}
+    with torch.inference_mode():
+        for way, dtype in asked:
+            made = make_way(way, film, models[dtype], kept_on_host=settings.kept_on_host)
+            rounds[way, dtype] = partial(_round, made, made.keep(), settings, device)
+        found = take_turns(rounds, warmup=settings.warmup, repeats=settings.repeats)
+    return [
+        {
+            "way": way,
+            "dtype": dtype,
+            "frames": frames,
+            "tokens": tokens_of(way, film, settings.size),
+            **{f"{name}_s": [one[name] for one in found[way, dtype]] for name in _TIMES},
+            "parts_s": {
+                part: [one["parts"][part] for one in found[way, dtype]]
+                for part in PARTS
+                if all(part in one["parts"] for one in found[way, dtype])
+            },
+        }
+        for way, dtype in asked
+    ]
 
 
-def _round(
-    model: LlavaMiniForConditionalGeneration, way: Way, settings: Settings, frames: int, device: torch.device
-) -> dict[str, float]:
-    pool = _pool(model)
-    first = seconds_of(lambda: first_question(model, way, settings, frames, pool), device)
-    if way == "released":  # which keeps nothing
-        return {"first": first, "later": seconds_of(lambda: first_question(model, way, settings, frames, pool), device)}
-    before = model.text_before_frames(_prompt(model, settings))
-    seen = model.see(pool, before)
-    prefix = _prefix(model, settings, frames, seen)
-    later = seconds_of(lambda: later_question(model, settings, frames, seen, prefix), device)
-    return {"first": first, "later": later}
+def _round(way: Way, kept: Any, settings: Settings, device: torch.device) -> dict[str, Any]:
+    """One of all times of a way. What keeps nothing has its first question as its later one."""
+    laps, since = Laps(device=device, by_part=True), drained(device)
+    laps.start()
+    answering = way.first(laps)
+    first = drained(device) - since
+    since = drained(device)
+    for _ in range(settings.answer_tokens):
+        answering = way.step(answering)
+    token = (drained(device) - since) / settings.answer_tokens
+    later = first
+    if way.keeps:
+        since = drained(device)
+        way.later(kept, Laps(device=device, by_part=False))
+        later = drained(device) - since
+    return {"first": first, "later": later, "token": token, "parts": laps.seconds}
 
 
-def first_question(
-    model: LlavaMiniForConditionalGeneration, way: Way, settings: Settings, frames: int, pool: Tensor
-) -> Tensor:
-    """From pixels to the logits of the answer's first token: [1, vocabulary].
-
-    Args:
-        model: any.
-        way: released, or not.
-        settings: the prompt.
-        frames: how many.
-        pool: [POOL, V, 3, H, W], shown again and again.
-    """
-    if way == "released":
-        pixels = pool[torch.arange(frames) % POOL]  # all of them at once
-        inputs = _prompt(model, settings, places=frames * model.config.tokens_per_frame)
-        fused = fuse_as_released(model, ModelInputs(input_ids=inputs.input_ids, pixel_values=pixels))
-    else:
-        inputs = _prompt(model, settings)
-        fused = model.fuse(ModelInputs(input_ids=inputs.input_ids, pixel_values=_streamed(pool, frames)))
-    return _read(model, fused.inputs_embeds, None)
-
-
-def later_question(
-    model: LlavaMiniForConditionalGeneration, settings: Settings, frames: int, seen: SeenFrames, prefix: Any
-) -> Tensor:
-    """From the ids of another question to the logits of its first token: vision and prefix are at hand."""
-    fused = _fused_again(model, settings, frames, seen)
-    length = prefix.get_seq_length()
-    logits = _read(model, fused.inputs_embeds[:, length:], prefix)
-    prefix.crop(length - prefix.get_seq_length())
-    return logits
-
-
-def _fused_again(
-    model: LlavaMiniForConditionalGeneration, settings: Settings, frames: int, seen: SeenFrames
-) -> FusedPrompt:
-    chunks = (SeenChunk(seen=seen.take([*rows]), slot=0) for rows in _rows(frames))
-    return model.fuse(ModelInputs(input_ids=_prompt(model, settings).input_ids, pixel_values=chunks))
-
-
-def _prefix(model: LlavaMiniForConditionalGeneration, settings: Settings, frames: int, seen: SeenFrames) -> Any:
-    """The language model's keys and values of kept words and frames."""
-    cache = DynamicCache()
-    length = settings.kept_tokens + frames * model.config.tokens_per_frame
-    _read(model, _fused_again(model, settings, frames, seen).inputs_embeds[:, :length], cache)
-    return cache
-
-
-def _read(model: LlavaMiniForConditionalGeneration, embeds: Tensor, cache: Any) -> Tensor:
-    """Let the language model read a prompt in pieces; logits of the last position."""
-    cache = DynamicCache() if cache is None else cache
-    *pieces, last = embeds.to(model.dtype).split(PREFILL_TOKENS, dim=1)
-    for piece in pieces:
-        model.language_model.get_decoder()(inputs_embeds=piece, past_key_values=cache, use_cache=True)
-    out = model.language_model(inputs_embeds=last, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1]
-
-
-def _prompt(model: LlavaMiniForConditionalGeneration, settings: Settings, places: int = 1) -> ModelInputs:
-    """Kept words, places of frames, and a question."""
-    image = model.config.image_token_id or 0
-    words = [WORD] * settings.kept_tokens, [WORD] * (settings.text_tokens - settings.kept_tokens)
-    ids = torch.tensor([[*words[0], *[image] * places, *words[1]]], device=model.device)
-    return ModelInputs(input_ids=ids)
-
-
-def _rows(frames: int) -> Iterator[range]:
-    for start in range(0, frames, POOL):
-        yield range(min(POOL, frames - start))
-
-
-def _streamed(pool: Tensor, frames: int) -> Iterator[FrameChunk]:
-    for rows in _rows(frames):
-        yield FrameChunk(pixel_values=pool[: len(rows)], slot=0)
-
-
-def _pool(model: LlavaMiniForConditionalGeneration) -> Tensor:
-    config = model.config
-    shape = (POOL, config.views_per_frame, 3, config.image_size, config.image_size)
-    return torch.randn(shape, device=model.device, dtype=model.dtype)
-
-
-def _peak(settings: Settings, label: str, frames: int, device: torch.device) -> int | None:
+def _peak(settings: Settings, one: Mapping[str, Any], device: torch.device) -> dict[str, int] | None:
     """Bytes above the weights while the first question is answered; None where they cannot be measured."""
-    way, dtype = next((way, dtype) for way, dtype in _asked(settings, frames) if _label(way, dtype) == label)
-    request = {"way": way, "dtype": dtype, "frames": frames, "settings": {**vars(settings), "dtypes": [dtype]}}
     if device.type not in ("cpu", "cuda"):
         return None
-    found, _ = fresh_result(_CHILD, json.dumps(request))
+    request = {name: one[name] for name in ("way", "dtype", "frames")}
+    found, _ = fresh_result(_CHILD, json.dumps({**request, "settings": {**vars(settings), "dtypes": [one["dtype"]]}}))
     return found
 
 
-def peak_here(request: str) -> int | None:
-    """What the first question adds to this process's memory at most. For a process of its own. None: out of memory."""
+def peak_here(request: str) -> dict[str, int] | None:
+    """What the first question adds at most to this process's memory, and to the GPU's. For a process of its own.
+
+    Returns:
+        Bytes by place: ``host``, and ``device`` for a GPU. None: out of memory.
+    """
+    keep_freed_memory()
     wanted = json.loads(request)
     fields = wanted["settings"]
     settings = Settings(**{**fields, "frames": tuple(fields["frames"]), "dtypes": tuple(fields["dtypes"])})
     assert settings.device is not None
-    device, frames, way = torch.device(settings.device), wanted["frames"], wanted["way"]
+    device, film = torch.device(settings.device), settings.film(wanted["frames"])
     limit_memory(settings.memory_limit, device)
-    config = way_config(settings.size, way, frames * size_config(settings.size).patches_per_frame + 100)
-    model = random_model(config, device, DTYPES[wanted["dtype"]])
-    before = _held(device)
-    try:
-        with torch.inference_mode():
-            first_question(model, way, settings, frames, _pool(model))
-    except torch.OutOfMemoryError:
-        return None
-    most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else largest_resident()
-    return most - before
+    most = tokens_of(wanted["way"], film, settings.size)
+    model = film_model(film, settings.size, device, DTYPES[wanted["dtype"]], most_tokens=most)
+    with torch.inference_mode():
+        way = make_way(wanted["way"], film, model)
+        before = _held(device)
+        try:
+            way.first(Laps(device=device, by_part=False))
+        except torch.OutOfMemoryError:
+            return None
+    return {place: most - before[place] for place, most in _most(device).items()}
 
 
-def _held(device: torch.device) -> int:
+def _held(device: torch.device) -> dict[str, int]:
+    """What the memories hold now, from where their peaks count."""
+    held = {"host": largest_resident()}
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    return largest_resident()
+        held["device"] = torch.cuda.memory_allocated(device)
+    return held
 
 
-def _table(results: Mapping[str, Any], settings: Settings) -> Table:
+def _most(device: torch.device) -> dict[str, int]:
+    most = {"host": largest_resident()}
+    if device.type == "cuda":
+        most["device"] = torch.cuda.max_memory_allocated(device)
+    return most
+
+
+def _table(results: list[dict[str, Any]], settings: Settings) -> Table:
     rows = []
-    for label, one in results.items():
-        frames = int(label.rsplit(", ", 1)[1].split()[0])
-        first = one["first_s"]
-        speed = f"{frames / sorted(first)[len(first) // 2]:.1f}" if first else "-"
-        peak = "-" if one["peak"] is None else scaled(one["peak"], "B")
-        rows.append((label, told(first), speed, told(one["later_s"], 3), peak))
+    for one in results:
+        first = sorted(one["first_s"])
+        speed = f"{one['frames'] / first[len(first) // 2]:.2f}" if first else "-"
+        peak = one["peak"] or {}
+        rows.append(
+            (
+                *_named(one),
+                str(one["tokens"]),
+                told(first),
+                speed,
+                told(one["later_s"], 3),
+                told([1e3 * seconds for seconds in one["token_s"]], 1),
+                scaled(peak["host"], "B") if "host" in peak else "-",
+                scaled(peak["device"], "B") if "device" in peak else "-",
+            )
+        )
     return Table(
         title=f"Seconds to the first token, median (quartiles) of {settings.repeats}; {settings.text_tokens} text "
-        f"tokens, {settings.size}; memory above the weights",
-        columns=("way", "first question", "frames/s", "later question", "peak"),
+        f"tokens, {settings.size}; peak of a first question above the weights",
+        columns=(
+            *("way", "format", "frames", "tokens", "first question", "frames/s", "later question", "ms a token"),
+            *("peak, host", "peak, GPU"),
+        ),
         rows=rows,
+        left=("format",),
     )
+
+
+def _parts_table(results: list[dict[str, Any]]) -> Table:
+    return Table(
+        title="Seconds of the first question by part, median (quartiles)",
+        columns=("way", "format", "frames", *PARTS),
+        rows=[(*_named(one), *(told(one["parts_s"].get(part, [])) for part in PARTS)) for one in results],
+        left=("format",),
+    )
+
+
+def _named(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    way: WayName = one["way"]
+    return WAYS[way], one["dtype"], str(one["frames"])
