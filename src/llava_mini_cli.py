@@ -337,9 +337,9 @@ class Bench:
     text_tokens: Annotated[int | None, _NUMBER] = None
     """Words of the prompt, the system prompt included."""
     kept_tokens: Annotated[int | None, _NUMBER] = None
-    """latency: how many of them stand before the image and are the same for all questions."""
+    """latency, video: how many of them stand before the image and are the same for all questions."""
     answer_tokens: Annotated[int | None, _NUMBER] = None
-    """latency: tokens of the answer that are timed."""
+    """latency, video: tokens of the answer that are timed."""
     repeats: Annotated[int | None, _NUMBER] = None
     """How often each thing is measured."""
     warmup: Annotated[int | None, _NUMBER] = None
@@ -355,7 +355,11 @@ class Bench:
     released_frames: Annotated[int | None, _NUMBER] = None
     """video: most frames for the released order of work, which is slow."""
     most_tokens: Annotated[int | None, _NUMBER] = None
-    """video: LLaVA-v1.5 is measured as long as its frames make no more tokens than this."""
+    """video: LLaVA-v1.5 and Video-LLaVA are measured as long as their frames make no more tokens than this."""
+    kept_on_host: Annotated[bool, _OPTIONAL] = False
+    """video: on a GPU, what a later question needs of the frames waits in the host's memory."""
+    compiled: Annotated[bool, _OPTIONAL] = False
+    """latency: one more contestant, ours with torch.compile. Compiling takes minutes of the warm-up."""
     memory_limit: Annotated[float | None, arg(metavar="GIB", help_behavior_hint="")] = None
     """latency, video, memory: how much of the GPU's memory may be used, as if the card had no more."""
     width: Annotated[int | None, _NUMBER] = None

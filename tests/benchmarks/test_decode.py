@@ -21,7 +21,7 @@ def test_every_way_reads_its_frames():
         "processor.stream, one per second": 2,
     }
     assert all(len(one["seconds"]) == 1 for one in report.results["ways"].values())
-    assert report.settings["image_size"] == 96
+    assert report.results["image_size"] == 96
     assert "64 x 48 at 5 frames/s, libx264" in str(report)
 
 

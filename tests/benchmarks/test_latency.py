@@ -4,12 +4,16 @@ import json
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from llava_mini.benchmarks import latency, peers, sizes
+from llava_mini.benchmarks.compiled import OursCompiled
 from llava_mini.benchmarks.contestants import LanguageModel, Ours, OursAsReleased, Words
+from llava_mini.benchmarks.floors import Rates, floors
 from llava_mini.benchmarks.latency import Settings, with_tokens
 from llava_mini.benchmarks.peers import PEERS, build_peers
 from llava_mini.benchmarks.timing import Laps, take_turns
+from llava_mini.model.cost import flops, weight_bytes
 from tests.tiny_models import batch, pixels, prompt, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -68,6 +72,41 @@ def test_peers_are_built_and_a_later_question_reads_what_a_first_one_would():
             later = one.later(kept, silent())
             torch.testing.assert_close(keys_of(later), keys_of(first), atol=1e-4, rtol=1e-4)
         assert one.step(later).cache.get_seq_length() == keys_of(first).shape[-2] + 1
+
+
+@torch.no_grad()
+def test_the_compiled_contestant_answers_as_the_plain_one_and_leaves_its_model_alone(monkeypatch):
+    compiled = []
+
+    def compile_nothing(call, **options):
+        compiled.append(call)
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    model, text = tiny_model(), words()
+    layers = [*model.vision_tower.encoder.layers, *model.prefusion.layers]
+    image = pixels(model.config, 1)
+    plain, one = Ours("plain", model, image, text), OursCompiled("compiled", model, image, text)
+    assert all(layer in compiled for layer in layers)
+    assert len(compiled) == len(layers) + 1  # and the step of the answer
+    expected, found = plain.first(silent()), one.first(silent())
+    for _ in range(4):
+        assert found.token.item() == expected.token.item()
+        expected, found = plain.step(expected), one.step(found)
+    assert isinstance(found.cache, StaticCache)
+    length = expected.cache.get_seq_length()
+    torch.testing.assert_close(keys_of(found)[..., :length, :], keys_of(expected), atol=1e-4, rtol=1e-4)
+    assert [*model.vision_tower.encoder.layers, *model.prefusion.layers] == layers
+
+
+def test_a_floor_is_the_slower_of_multiplying_and_reading():
+    config = tiny_config()
+    slow_to_read = floors(config, "float32", 43, Rates(operations=1e15, bandwidth=1e3))
+    bytes_of = weight_bytes(config, "float32")
+    assert slow_to_read.first == pytest.approx(bytes_of.total / 1e3)
+    assert slow_to_read.token == pytest.approx(bytes_of.language_model / 1e3)
+    slow_to_multiply = floors(config, "float32", 43, Rates(operations=1e3, bandwidth=1e15))
+    assert slow_to_multiply.first == pytest.approx(flops(config).total / 1e3)
 
 
 def test_parts_add_up_to_the_whole_way():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava_mini.benchmarks.report import Report, Table, scaled, spread, told
-from llava_mini.benchmarks.run import BENCHMARKS, run_benchmark
+from llava_mini.benchmarks.run import BENCHMARKS, read_report, run_benchmark
 
 
 @pytest.fixture
@@ -32,6 +32,30 @@ def test_the_line_is_json_with_environment_settings_and_numbers(report):
         "results": {"times": [1.0, 10.0]},
     }
     assert "\n" not in report.line()
+
+
+def test_a_table_for_a_page_sets_words_on_the_left_and_numbers_on_the_right(report):
+    assert report.tables[0].markdown() == "| way | ms |\n| --- | ---: |\n| short | 1.0 |\n| a longer one | 10.0 |"
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("flops", {"tokens": (1, 4)}),
+        ("video", {"size": "tiny", "frames": (2,), "dtypes": ("float32",), "repeats": 1, "warmup": 0, "device": "cpu"}),
+    ],
+)
+def test_a_report_is_read_back_with_the_same_tables(name, given):
+    report = run_benchmark(name, given)
+    again = read_report(report.line())
+    assert str(again) == str(report)
+    assert again.line() == report.line()
+
+
+@pytest.mark.parametrize("line", ["", "{}", '{"bench": "speed"}', '{"bench": "flops", "settings": {"colour": 1}}'])
+def test_other_lines_are_refused(line):
+    with pytest.raises(ValueError, match="not what a benchmark of this version wrote"):
+        read_report(line)
 
 
 def test_the_file_is_the_line_and_nothing_else_stays(report, tmp_path):

@@ -10,10 +10,10 @@ The film is made here: a moving pattern with noise, so that the codec has work t
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -90,31 +90,42 @@ def run(settings: Settings) -> Report:
             repeats=settings.repeats,
         )
     results = {
-        name: {"frames": num_frames[name], "seconds": times, "frames_per_second": num_frames[name] / _median(times)}
-        for name, times in seconds.items()
+        "ways": {
+            name: {"frames": num_frames[name], "seconds": times, "frames_per_second": num_frames[name] / _median(times)}
+            for name, times in seconds.items()
+        },
+        "image_size": processor.image_size,
+        "film_bytes": size,
     }
-    table = Table(
-        title=f"{settings.seconds} s of film, {settings.width} x {settings.height} at {settings.rate} frames/s, "
-        f"{settings.codec}, {size / 1e6:.1f} MB; frames for the model of {processor.image_size} px",
-        columns=("way", "frames", "ms, median (quartiles)", "frames/s", "times real time"),
-        rows=[
-            (
-                name,
-                str(one["frames"]),
-                told([1e3 * one_time for one_time in one["seconds"]], 0),
-                f"{one['frames_per_second']:.1f}",
-                f"{settings.seconds / _median(one['seconds']):.1f}",
-            )
-            for name, one in results.items()
-        ],
-    )
     return Report(
         bench="decode",
         environment={**environment(CPU, torch.float32), "av": _version()},
-        settings={**vars(settings), "image_size": processor.image_size, "film_bytes": size},
-        results={"ways": results},
-        tables=[table],
+        settings=vars(settings),
+        results=results,
+        tables=tables(results, settings),
     )
+
+
+def tables(results: Mapping[str, Any], settings: Settings) -> list[Table]:
+    """Put results into words."""
+    film = f"{settings.width} x {settings.height} at {settings.rate} frames/s, {settings.codec}"
+    return [
+        Table(
+            title=f"{settings.seconds} s of film, {film}, {results['film_bytes'] / 1e6:.1f} MB; frames for the model "
+            f"of {results['image_size']} px",
+            columns=("way", "frames", "ms, median (quartiles)", "frames/s", "times real time"),
+            rows=[
+                (
+                    name,
+                    str(one["frames"]),
+                    told([1e3 * seconds for seconds in one["seconds"]], 0),
+                    f"{one['frames_per_second']:.1f}",
+                    f"{settings.seconds / _median(one['seconds']):.1f}",
+                )
+                for name, one in results["ways"].items()
+            ],
+        )
+    ]
 
 
 def write_film(path: Path, settings: Settings) -> None:

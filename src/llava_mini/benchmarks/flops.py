@@ -147,13 +147,24 @@ def run(settings: Settings) -> Report:
     parts = cost.paper_flops(preset("llava-mini-vicuna-7b")).as_dict()
     methods = {name: method_costs(config, settings) for name, config in _configs(settings).items()}
     goals = _goals()
+    results = {"paper": paper, "paper_parts": parts, "methods": methods, "goals": goals}
     return Report(
         bench="flops",
         environment=environment(torch.device("cpu"), torch.float32),
         settings=vars(settings),
-        results={"paper": paper, "paper_parts": parts, "methods": methods, "goals": goals},
-        tables=[_paper_table(paper), _parts_table(parts), *_method_tables(methods, settings), _goal_table(goals)],
+        results=results,
+        tables=tables(results, settings),
     )
+
+
+def tables(results: Mapping[str, Any], settings: Settings) -> list[Table]:
+    """Put results into words."""
+    return [
+        _paper_table(results["paper"]),
+        _parts_table(results["paper_parts"]),
+        *_method_tables(results["methods"], settings),
+        _goal_table(results["goals"]),
+    ]
 
 
 def _configs(settings: Settings) -> dict[str, LlavaMiniConfig]:

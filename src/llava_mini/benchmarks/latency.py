@@ -13,13 +13,16 @@ device's work, from pixels and ids on it to the id of the answer's first token.
 
 import copy
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from llava_mini.benchmarks.compiled import ANSWER_TOKENS, OursCompiled
 from llava_mini.benchmarks.contestants import Contestant, LanguageModel, Ours, OursAsReleased, Words
+from llava_mini.benchmarks.floors import Floors, Rates, floors, measure_rates
 from llava_mini.benchmarks.peers import build_peers
 from llava_mini.benchmarks.report import Report, Table, told
 from llava_mini.benchmarks.sizes import changed, limit_memory, made_on, random_model, settled, size_config
@@ -58,6 +61,8 @@ class Settings:
     """None: the fastest there is."""
     dtype: str | None = None
     """None: what suits device and size."""
+    compiled: bool = False
+    """Let one more contestant be ours with torch.compile, which falls into the warm-up and takes minutes of it."""
     memory_limit: float | None = None
     """GiB of the GPU's memory that may be used. None: all."""
 
@@ -70,6 +75,11 @@ class Settings:
             raise ValueError(
                 f"The kept words are some of the {self.text_tokens} words of the prompt, and a question needs one "
                 f"more; got {self.kept_tokens}."
+            )
+        if self.compiled and (self.answer_tokens > ANSWER_TOKENS or self.warmup < 1):
+            raise ValueError(
+                f"With compiled, an answer has at most {ANSWER_TOKENS} tokens and the warm-up at least a round; got "
+                f"answer_tokens={self.answer_tokens}, warmup={self.warmup}."
             )
         for name, least in (("answer_tokens", 1), ("repeats", 1), ("warmup", 0)):
             if getattr(self, name) < least:
@@ -105,13 +115,17 @@ def run(settings: Settings) -> Report:
         )
     missing |= {name: "out of memory" for name, rounds in found.items() if not rounds}
     tokens = {one.name: one.tokens for one in contestants}
-    results = {name: {"tokens": tokens[name], **_times(rounds)} for name, rounds in found.items() if rounds}
+    times = {name: {"tokens": tokens[name], **_times(rounds)} for name, rounds in found.items() if rounds}
+    settings = replace(settings, device=str(device), dtype=str(dtype).removeprefix("torch."))
+    rates = measure_rates(device, dtype)
+    least = {one.name: vars(_floors(one, settings, rates)) for one in contestants if isinstance(one, Ours)}
+    results = {"contestants": times, "missing": missing, "rates": vars(rates), "floors_s": least}
     return Report(
         bench="latency",
         environment=environment(device, dtype),
-        settings={**vars(settings), "device": str(device), "dtype": str(dtype).removeprefix("torch.")},
-        results={"contestants": results, "missing": missing},
-        tables=_tables(results, missing, settings),
+        settings=vars(settings),
+        results=results,
+        tables=tables(results, settings),
     )
 
 
@@ -141,6 +155,9 @@ def _contestants(
     label = "LLaVA-Mini, HD" if settings.hd else "LLaVA-Mini"
     contestants: list[Contestant] = [OursAsReleased(f"{label}, released order", model, pixels, words)]
     contestants += [Ours(f"{label}, {_tokens(one.config.tokens_per_frame)}", one, pixels, words) for one in models]
+    if settings.compiled:
+        name = f"{label}, {_tokens(model.config.tokens_per_frame)}, compiled"
+        contestants.append(OursCompiled(name, model, pixels, words))
     peers, missing = build_peers(
         config, LanguageModel(model.language_model), words, is_tiny=settings.size == "tiny", dtype=dtype
     )
@@ -149,6 +166,11 @@ def _contestants(
 
 def _tokens(count: int) -> str:
     return f"{count} token{'' if count == 1 else 's'}"
+
+
+def _floors(one: Ours, settings: Settings, rates: Rates) -> Floors:
+    assert settings.dtype is not None
+    return floors(one.model.config, settings.dtype, settings.text_tokens, rates)
 
 
 def _round(one: Contestant, kept: Any, settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -187,7 +209,9 @@ def _times(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**whole, **parts}
 
 
-def _tables(results: Mapping[str, Any], missing: Mapping[str, str], settings: Settings) -> list[Table]:
+def tables(results: Mapping[str, Any], settings: Settings) -> list[Table]:
+    """Put results into words."""
+    times, missing = results["contestants"], results["missing"]
     what = f"one image, {settings.text_tokens} text tokens ({settings.kept_tokens} kept), {settings.size}"
     whole = Table(
         title=f"Milliseconds, median (quartiles) of {settings.repeats}: {what}",
@@ -195,7 +219,7 @@ def _tables(results: Mapping[str, Any], missing: Mapping[str, str], settings: Se
         rows=[
             *(
                 (name, str(one["tokens"]), *(told(one[f"{of}_ms"]) for of in ("first", "later", "token")))
-                for name, one in results.items()
+                for name, one in times.items()
             ),
             *((name, "-", "not run", "", reason) for name, reason in missing.items()),
         ],
@@ -205,8 +229,28 @@ def _tables(results: Mapping[str, Any], missing: Mapping[str, str], settings: Se
         columns=("model", "question", *PARTS),
         rows=[
             (name, question, *(told(one[f"{question}_parts_ms"].get(part, [])) for part in PARTS))
-            for name, one in results.items()
+            for name, one in times.items()
             for question in ("first", "later")
         ],
     )
-    return [whole, parts]
+    return [whole, parts, _floor_table(results)]
+
+
+def _floor_table(results: Mapping[str, Any]) -> Table:
+    """Ours against the least time, in medians."""
+    rows = []
+    for name, least in results["floors_s"].items():
+        if name not in results["contestants"]:
+            continue
+        row = [name]
+        for part in ("first", "token"):
+            median = statistics.median(results["contestants"][name][f"{part}_ms"])
+            row += [f"{1e3 * least[part]:.2f}", f"{median / (1e3 * least[part]):.2f}"]
+        rows.append(tuple(row))
+    rates = results["rates"]
+    return Table(
+        title=f"The least milliseconds at the {rates['operations'] / 1e12:.3g} T operations and "
+        f"{rates['bandwidth'] / 1e9:.4g} GB a second that were measured, and how many times as long it took",
+        columns=("model", "least, first question", "times as long", "least, each token", "times as long"),
+        rows=rows,
+    )

@@ -9,6 +9,7 @@ Each repeat starts new processes. The files they read are in the system's cache 
 """
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,20 +105,27 @@ def run(settings: Settings) -> Report:
         for name in STEPS
         if name in found or name in answers[0]["seconds"]
     }
+    results = {"seconds": seconds, "answer_tokens": answers[0]["answer_tokens"]}
     return Report(
         bench="load",
         environment=environment(device, torch.float32),
         settings={**vars(settings), "device": str(device)},
-        results={"seconds": seconds, "answer_tokens": answers[0]["answer_tokens"]},
-        tables=[
-            Table(
-                title=f"Seconds in new processes, median (quartiles) of {settings.repeats}",
-                columns=("step", "seconds", "what"),
-                left=("what",),
-                rows=[
-                    (name, told(seconds[name], 3) if name in seconds else "tyro is missing", what)
-                    for name, what in STEPS.items()
-                ],
-            )
-        ],
+        results=results,
+        tables=tables(results, settings),
     )
+
+
+def tables(results: Mapping[str, Any], settings: Settings) -> list[Table]:
+    """Put results into words."""
+    seconds = results["seconds"]
+    return [
+        Table(
+            title=f"Seconds in new processes, median (quartiles) of {settings.repeats}",
+            columns=("step", "seconds", "what"),
+            left=("what",),
+            rows=[
+                (name, told(seconds[name], 3) if name in seconds else "tyro is missing", what)
+                for name, what in STEPS.items()
+            ],
+        )
+    ]

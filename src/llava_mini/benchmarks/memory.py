@@ -92,8 +92,13 @@ def run(settings: Settings) -> Report:
         environment=environment(device, dtype),
         settings=vars(settings),
         results={"ways": ways},
-        tables=[_kept_table(ways, settings), _peak_table(ways, settings)],
+        tables=tables({"ways": ways}, settings),
     )
+
+
+def tables(results: Mapping[str, Any], settings: Settings) -> list[Table]:
+    """Put results into words."""
+    return [_kept_table(results["ways"], settings), _peak_table(results["ways"], settings)]
 
 
 def way_names(settings: Settings) -> list[str]:

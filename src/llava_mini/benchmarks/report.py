@@ -21,6 +21,11 @@ class Table:
     left: tuple[str, ...] = ()
     """Columns that are set on the left; the first one always is."""
 
+    def markdown(self) -> str:
+        """The table for a page, without its title."""
+        aligned = ["---" if index == 0 or name in self.left else "---:" for index, name in enumerate(self.columns)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (self.columns, aligned, *self.rows))
+
     def __str__(self) -> str:
         lines = [self.columns, *self.rows]
         widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]

@@ -1,6 +1,7 @@
 """Benchmarks by name: each is a module with ``Settings`` and a ``run`` that takes them and gives a ``Report``."""
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -32,6 +33,27 @@ def run_benchmark(name: str, given: Mapping[str, object]) -> Report:
     settings = module.Settings(**given)
     keep_freed_memory()  # as every command does that loads a model
     return module.run(settings)
+
+
+def read_report(line: str) -> Report:
+    """Make a report of the line of JSON that it gave.
+
+    Raises:
+        ValueError: it is no line of a benchmark.
+    """
+    try:
+        facts = json.loads(line)
+        module = importlib.import_module(f"{__package__}.{facts['bench']}")
+        settings = module.Settings(**tupled(facts["settings"]))
+        tables = module.tables(facts["results"], settings)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"This is not what a benchmark of this version wrote: {error}") from error
+    return Report(**facts, tables=tables)
+
+
+def tupled(given: Mapping[str, object]) -> dict[str, object]:
+    """Settings that were read from JSON, which has lists where they have tuples."""
+    return {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
 
 
 def _flag(setting: str) -> str:

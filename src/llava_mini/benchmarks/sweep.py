@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.benchmarks.processes import ProcessError, fresh
-from llava_mini.benchmarks.run import run_benchmark
+from llava_mini.benchmarks.run import run_benchmark, tupled
 from llava_mini.training.checkpoints import write_text
 
 SIZES = ("7b", "8b")
@@ -62,11 +62,16 @@ def jobs(sizes: Sequence[str] = SIZES, device: str = "cuda") -> dict[str, Job]:
         for size in sizes:
             where = {"size": size, "device": device, "memory_limit": limit}
             name = f"{size}{'' if limit is None else f'-{limit:g}gib'}"
-            found[f"latency-{name}"] = Job(bench="latency", given={**where, "tokens": [1, 4, 16, 64], "repeats": 20})
+            found[f"latency-{name}"] = Job(
+                bench="latency", given={**where, "tokens": [1, 4, 16, 64], "repeats": 20, "compiled": on_gpu}
+            )
             found[f"latency-hd-{name}"] = Job(
                 bench="latency", given={**where, "tokens": [64], "hd": True, "repeats": 20}
             )
             found[f"video-{name}"] = Job(bench="video", given={**where, "frames": frames, "released_frames": 64})
+            if limit is not None:
+                hours = {"frames": [10_000], "released_frames": 0, "most_tokens": 0, "kept_on_host": on_gpu}
+                found[f"video-hours-{name}"] = Job(bench="video", given={**where, **hours, "repeats": 1, "warmup": 0})
             found[f"memory-{name}"] = Job(bench="memory", given={**where, "tokens": [1, 4], "frames": frames})
     found["load"] = Job(bench="load", given={"device": device})
     found["decode"] = Job(bench="decode", given={}, needs="av")
@@ -112,8 +117,7 @@ def run_job(path: str, job: str) -> None:
         job: ``bench`` and ``given`` of a ``Job``, as JSON.
     """
     fields = json.loads(job)
-    given = {name: tuple(one) if isinstance(one, list) else one for name, one in fields["given"].items()}
-    report = run_benchmark(fields["bench"], given)
+    report = run_benchmark(fields["bench"], tupled(fields["given"]))
     print(report)
     report.write(Path(path))
 

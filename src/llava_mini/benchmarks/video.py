@@ -87,7 +87,7 @@ class Settings:
 
 
 def run(settings: Settings) -> Report:
-    """Measure times of all ways in turns, then their memory one by one.
+    """Measure the memory of all ways one by one, then their times in turns.
 
     Raises:
         ValueError: there is no such device, or a memory limit without a GPU.
@@ -95,18 +95,29 @@ def run(settings: Settings) -> Report:
     device = choose_device(settings.device)
     limit_memory(settings.memory_limit, device)
     settings = replace(settings, device=str(device))
+    # Peaks first: their processes need the room that this one takes for the times.
+    peaks = {
+        (way, dtype, frames): _peak(settings, way, dtype, frames, device)
+        for frames in settings.frames
+        for way, dtype in _asked(settings, frames)
+    }
     results: list[dict[str, Any]] = []
     for frames in settings.frames:
-        found = _times(settings, frames, device)
         gc.collect()
-        results += [{**one, "peak": _peak(settings, one, device)} for one in found]
+        for one in _times(settings, frames, device):
+            results.append({**one, "peak": peaks[one["way"], one["dtype"], frames]})
     return Report(
         bench="video",
         environment=environment(device, DTYPES[settings.dtypes[0]]),
         settings=vars(settings),
         results={"ways": results},
-        tables=[_table(results, settings), _parts_table(results)],
+        tables=tables({"ways": results}, settings),
     )
+
+
+def tables(results: Mapping[str, Any], settings: Settings) -> list[Table]:
+    """Put results into words."""
+    return [_table(results["ways"], settings), _parts_table(results["ways"])]
 
 
 def _asked(settings: Settings, frames: int) -> list[tuple[WayName, str]]:
@@ -168,12 +179,13 @@ def _round(way: Way, kept: Any, settings: Settings, device: torch.device) -> dic
     return {"first": first, "later": later, "token": token, "parts": laps.seconds}
 
 
-def _peak(settings: Settings, one: Mapping[str, Any], device: torch.device) -> dict[str, int] | None:
+def _peak(settings: Settings, way: WayName, dtype: str, frames: int, device: torch.device) -> dict[str, int] | None:
     """Bytes above the weights while the first question is answered; None where they cannot be measured."""
     if device.type not in ("cpu", "cuda"):
         return None
-    request = {name: one[name] for name in ("way", "dtype", "frames")}
-    found, _ = fresh_result(_CHILD, json.dumps({**request, "settings": {**vars(settings), "dtypes": [one["dtype"]]}}))
+    fields = {**vars(settings), "dtypes": [dtype]}
+    request = {"way": way, "dtype": dtype, "frames": frames, "settings": fields}
+    found, _ = fresh_result(_CHILD, json.dumps(request))
     return found
 
 
@@ -185,8 +197,8 @@ def peak_here(request: str) -> dict[str, int] | None:
     """
     keep_freed_memory()
     wanted = json.loads(request)
-    fields = wanted["settings"]
-    settings = Settings(**{**fields, "frames": tuple(fields["frames"]), "dtypes": tuple(fields["dtypes"])})
+    fields = {**wanted["settings"], **{name: tuple(wanted["settings"][name]) for name in ("frames", "dtypes")}}
+    settings = Settings(**fields)
     assert settings.device is not None
     device, film = torch.device(settings.device), settings.film(wanted["frames"])
     limit_memory(settings.memory_limit, device)

@@ -88,7 +88,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that tensors on the CPU leave, for the next ones. For programs, not libraries.
 
     glibc gives large blocks back to the system at once and asks for them again, page by page, in the next layer. On
-    two cores that is 8 to 15 % of the time of the vision tower at full size. What the process holds at most stays
+    two cores that is 8 to 11 % of the time of the vision tower at full size. What the process holds at most stays
     the same; it holds it longer.
 
     Returns:

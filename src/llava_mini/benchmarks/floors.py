@@ -1,0 +1,68 @@
+"""The least time that a question can take on a device: what it must multiply, and what it must read.
+
+Both rates are measured where the benchmark runs, by one large product and by one large sum, so a floor says how much
+faster the same arithmetic could be at most, not what a data sheet promises.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from llava_mini.benchmarks.timing import seconds_of
+from llava_mini.config import LlavaMiniConfig
+from llava_mini.model import cost
+
+SIDE = {"cuda": 8192, "cpu": 3072}
+"""Rows and columns of the matrices of the product."""
+BYTES = {"cuda": 4 * 2**30, "cpu": 2**30}
+"""What is read for the bandwidth."""
+ROUNDS = 5
+"""Each is measured so often; the fastest counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a device does at best."""
+
+    operations: float
+    """Floating-point operations per second of a matrix product."""
+    bandwidth: float
+    """Bytes read per second from the device's memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floors:
+    """Least seconds."""
+
+    first: float
+    """To the first token of the answer to a first question."""
+    token: float
+    """For each further token."""
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Measure a device with one number format."""
+    kind = device.type if device.type in SIDE else "cpu"
+    side = SIDE[kind]
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = min(seconds_of(lambda: left @ right, device) for _ in range(ROUNDS))
+    read = torch.zeros(BYTES[kind] // dtype.itemsize, device=device, dtype=dtype).view(torch.int16)
+    total = min(seconds_of(lambda: read.max(), device) for _ in range(ROUNDS))
+    return Rates(operations=2 * side**3 / product, bandwidth=BYTES[kind] / total)
+
+
+def floors(config: LlavaMiniConfig, dtype: str, num_text_tokens: int, rates: Rates) -> Floors:
+    """The least time of a question about one image, all weights read once.
+
+    Args:
+        config: the model.
+        dtype: number format of its weights.
+        num_text_tokens: words of the prompt.
+        rates: of the device, in that format.
+    """
+    weights = cost.weight_bytes(config, dtype)
+    operations = cost.flops(config, num_text_tokens=num_text_tokens).total
+    return Floors(
+        first=max(operations / rates.operations, weights.total / rates.bandwidth),
+        token=weights.language_model / rates.bandwidth,
+    )
