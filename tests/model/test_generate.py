@@ -268,3 +268,16 @@ def test_ids_that_are_no_batch_are_refused():
     for ids in (torch.tensor([5, 6]), torch.empty(1, 0, dtype=torch.long)):
         with pytest.raises(ValueError, match="input_ids have the shape"):
             model(input_ids=ids)
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_the_head_reads_rows_that_lie_side_by_side(prompts):
+    model, seen = tiny_model(), []
+    head = model.language_model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    ids = torch.arange(3, 9).repeat(prompts, 1)
+    logits = model(input_ids=ids, logits_to_keep=1).logits
+    (rows,) = seen
+    assert rows.shape == (prompts, 1, model.config.text.hidden_size)
+    assert rows.stride() == (rows.shape[2], rows.shape[2], 1)
+    torch.testing.assert_close(logits, model(input_ids=ids).logits[:, -1:])

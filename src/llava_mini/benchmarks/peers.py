@@ -35,6 +35,7 @@ from llava_mini.benchmarks.contestants import Answering, Contestant, LanguageMod
 from llava_mini.benchmarks.sizes import made_on, settled
 from llava_mini.benchmarks.timing import Laps
 from llava_mini.config import LlavaMiniConfig
+from llava_mini.model.llava_mini import read_whole
 
 Sizes = Mapping[str, Any]
 
@@ -348,6 +349,7 @@ def _idefics(name: str, of: Setting) -> Contestant:
         perceiver_config={**of.sizes["perceiver"], "use_resampler": True, "qk_layer_norms_perceiver": True},
     )
     model = settled(IdeficsForVisionText2Text(config), of.dtype)
+    read_whole(model.lm_head)
     return Idefics(name, model, torch.randn(1, 1, 3, of.small, of.small), of.words)
 
 

@@ -52,6 +52,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
         self.reducer = build_reducer(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text)
+        read_whole(self.language_model.get_output_embeddings())
         config.text_config = self.language_model.config  # one object, so that a changed attention kernel reaches all
         self.prefusion = Prefusion(config.text, config.prefusion_num_layers) if config.prefusion_num_layers else None
         self.post_init()
@@ -393,6 +394,21 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         copies = sequences.shape[0] // fused.input_ids.shape[0]
         sequences[:, : known_ids.shape[1]] = fused.input_ids.repeat_interleave(copies, dim=0)
         return cast("Tensor | ModelOutput", output)
+
+
+def read_whole(head: nn.Module) -> None:
+    """Let a linear layer get rows that lie side by side, which changes no number.
+
+    transformers gives the head the last row of each prompt as a view. On CPUs torch multiplies a view by a transposed
+    copy of the weight, one for each prompt: in bfloat16 300 ms for 32,000 words of width 2048, in place of 6.
+    """
+    head.register_forward_pre_hook(_side_by_side)
+
+
+def _side_by_side(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Rows [B, T, D] with the strides of a tensor of their own; copied only where they do not lie side by side."""
+    rows, *others = inputs
+    return (rows.flatten(0, -2).contiguous().view(rows.shape), *others)
 
 
 def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig | None) -> None:
