@@ -13,7 +13,7 @@ import torch
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.inference.quantization import quantized_weights
-from llava_mini.model.cost import keys_values_bytes_per_token
+from llava_mini.model.cost import keys_values_bytes_per_token, prefusion_bytes_per_frame
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
 PROMPT_TOKENS = 2048
@@ -29,7 +29,8 @@ class MemoryNeed:
     weights: int
     """All parameters in their number formats."""
     working: int
-    """The most that vision tower, pre-fusion or language model hold at a time, and keys and values of a prompt."""
+    """The most that vision tower, pre-fusion or language model hold at a time, and keys and values: of a prompt in the
+    language model, of the frames of one pass in pre-fusion."""
 
     @property
     def total(self) -> int:
@@ -59,7 +60,9 @@ def memory_need(
         patches * (5 * vision.hidden_size + 2 * vision.intermediate_size),
         rows * (5 * text.hidden_size + 3 * text.intermediate_size),
     )
-    keys_values = PROMPT_TOKENS * keys_values_bytes_per_token(config, str(dtype).removeprefix("torch."))
+    format_name = str(dtype).removeprefix("torch.")
+    keys_values = PROMPT_TOKENS * keys_values_bytes_per_token(config, format_name)
+    keys_values += frames * prefusion_bytes_per_frame(config, format_name)
     return MemoryNeed(weights=weights, working=largest * dtype.itemsize + keys_values)
 
 

@@ -1,0 +1,273 @@
+"""Write docs/benchmarks/results.md and its pictures from the lines of JSON beside it.
+
+Run:  llava-mini bench latency --size middle ... --output docs/benchmarks/latency-middle.json
+      python docs/draw_benchmarks.py
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_mini.benchmarks.film_ways import WAYS
+from llava_mini.benchmarks.report import Report
+from llava_mini.benchmarks.run import read_report
+from llava_mini.benchmarks.timing import PARTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FOLDER = Path(__file__).parent / "benchmarks"
+COLOURS = dict(zip(PARTS, ("#4477aa", "#66ccee", "#228833", "#ccbb44"), strict=True))
+
+OPENING = """\
+# Results of the benchmarks
+
+Every table and picture here is made by [draw_benchmarks.py](../draw_benchmarks.py) from the lines of JSON in this
+folder, which `llava-mini bench` wrote with all single times; [Benchmarks](../benchmarks.md) says what is measured and
+how to repeat it. Weights are random: how long a model takes does not depend on their values. **No GPU was at hand**:
+nothing at 7B or 8B has been run, only counted.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What the page says of one result."""
+
+    name: str
+    """Of the file, without ``.json``."""
+    title: str
+    says: Callable[[Report], str]
+    """The conclusion, its figures taken from the result."""
+    draw: Callable[[Report, "Axes"], None] | None = None
+    size: tuple[float, float] = (8, 3.6)
+    """Inches of the picture."""
+
+
+def median(values: Sequence[float]) -> float:
+    """The median of what was measured."""
+    return statistics.median(values)
+
+
+def before_language_model(parts: Mapping[str, Sequence[float]]) -> float:
+    """Median of all that comes before the language model."""
+    named = [parts[part] for part in PARTS if part != "prefill" and part in parts]
+    return median([sum(times) for times in zip(*named, strict=True)])
+
+
+def page(reports: Mapping[str, Report]) -> str:
+    """The page, from results by name.
+
+    Raises:
+        ValueError: a result has no section, or a section no result.
+    """
+    names = [section.name for section in SECTIONS]
+    if sorted(names) != sorted(reports):
+        raise ValueError(f"The sections are {sorted(names)}, but the results {sorted(reports)}. They go together.")
+    texts = [OPENING]
+    for section in SECTIONS:
+        report = reports[section.name]
+        tables = "\n\n".join(f"{table.title}\n\n{table.markdown()}" for table in report.tables)
+        picture = f"![{section.title}]({section.name}.png)\n\n" if section.draw is not None else ""
+        origin = _origin(section.name, report)
+        texts.append(f"## {section.title}\n\n{section.says(report)}\n\n{picture}{tables}\n\n{origin}\n")
+    return "\n".join(texts)
+
+
+def read_reports(folder: Path = FOLDER) -> dict[str, Report]:
+    """All results, by name."""
+    return {path.stem: read_report(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def draw(section: Section, report: Report, path: Path) -> None:
+    """Draw the picture of a section."""
+    from matplotlib.figure import Figure
+
+    assert section.draw is not None
+    figure = Figure(figsize=section.size, layout="constrained")
+    section.draw(report, figure.subplots())
+    figure.savefig(path, format="png", dpi=110)
+
+
+def _origin(name: str, report: Report) -> str:
+    """Where it was measured, with which command."""
+    of = report.environment
+    libraries = ", ".join(f"{library} {of[library]}" for library in ("torch", "transformers", "av") if library in of)
+    where = f"{of['device']}, {of['threads']} threads, Python {of['python']}, {libraries}, commit {of['commit']}"
+    flags = " ".join(f"--{key.replace('_', '-')} {_flag(value)}" for key, value in report.settings.items() if value)
+    return f"[{name}.json]({name}.json): {where}; `llava-mini bench {report.bench} {flags}`."
+
+
+def _flag(value: object) -> str:
+    if value is True:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _stacked(axes: "Axes", rows: Mapping[str, Mapping[str, Sequence[float]]], factor: float = 1.0) -> None:
+    """Bars of medians by part, the first row on top."""
+    names = [*rows][::-1]
+    left = [0.0] * len(names)
+    for part in PARTS:
+        widths = [factor * median(rows[name][part]) if part in rows[name] else 0.0 for name in names]
+        axes.barh(names, widths, left=left, label=part, color=COLOURS[part])
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.legend(fontsize="x-small")
+    axes.tick_params(labelsize="small")
+
+
+def _draw_latency(report: Report, axes: "Axes") -> None:
+    rows: dict[str, Mapping[str, Sequence[float]]] = {}
+    for name, one in report.results["contestants"].items():
+        rows[f"{name}: first"] = one["first_parts_ms"]
+        rows[f"{name}: later"] = one["later_parts_ms"]
+    _stacked(axes, rows, 1e-3)
+    axes.set_xlabel("seconds to the first token")
+
+
+def _draw_growth(report: Report, axes: "Axes") -> None:
+    for name, words in WAYS.items():
+        points = sorted(
+            (one["frames"], one["peak"]["host"] / 1e6) for one in report.results["ways"] if one["way"] == name
+        )
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=words)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("frames")
+    axes.set_ylabel("MB above the weights")
+    axes.legend(fontsize="small")
+
+
+def _draw_kept(report: Report, axes: "Axes") -> None:
+    kinds = {"language_model": "language model", "prefusion": "pre-fusion", "features": "vision features"}
+    names = [*report.results["ways"]]
+    for number, (kind, words) in enumerate(kinds.items()):
+        places = [index + (number - 1) * 0.25 for index in range(len(names))]
+        axes.bar(places, [report.results["ways"][name]["kept"][kind] / 1e6 for name in names], 0.25, label=words)
+    axes.set_xticks(range(len(names)), names, fontsize="small")
+    axes.set_yscale("log")
+    axes.set_ylabel("MB a frame")
+    axes.legend(fontsize="small")
+
+
+def _says_flops(report: Report) -> str:
+    methods = report.results["methods"]
+    mini, plain = methods["LLaVA-Mini, 1 token"], methods["query, no pre-fusion, 1 token"]
+    llava = methods["LLaVA-v1.5, 576 tokens"]
+    first, frame = mini["first"]["total"] / plain["first"]["total"], mini["next_frame"] / plain["next_frame"]
+    return (
+        "What is counted at 7B. On a first question LLaVA-Mini is not the cheapest: "
+        f"{_tera(mini['first']['total'])} T against {_tera(plain['first']['total'])} T of the same model without "
+        f"pre-fusion, {first:.1f} times as much, and each further frame costs {frame:.1f} times as much "
+        f"({_tera(mini['next_frame'])} T against {_tera(plain['next_frame'])} T), because all patches pass through "
+        "pre-fusion. It wins against all tokens in the language model "
+        f"({_tera(llava['first']['total'])} T, {_tera(llava['next_frame'])} T a frame), and on later questions, for "
+        f"which pre-fusion runs the words alone: {_tera(mini['later']['0']['prefusion'])} T before the language model."
+    )
+
+
+def _says_latency(report: Report) -> str:
+    rows = report.results["contestants"]
+    ours = {name: one for name, one in rows.items() if name.startswith("LLaVA-Mini")}
+    released = next(one for name, one in ours.items() if "released" in name)
+    name, here = next((name, one) for name, one in ours.items() if "released" not in name)
+    times = before_language_model(here["first_parts_ms"]) / before_language_model(here["later_parts_ms"])
+    said = [
+        f"{name}: a first question takes {_seconds(here['first_ms'])}, in the released order "
+        f"{_seconds(released['first_ms'])}, {_ratio(released['first_ms'], here['first_ms'])} times as long. A later "
+        f"question about the image takes {_seconds(here['later_ms'])}; what comes before the language model takes "
+        f"{times:.0f} times less time than for the first one (goal: 15)."
+    ]
+    others = [f"{name} {_seconds(one['first_ms'])}" for name, one in rows.items() if name not in ours]
+    return " ".join([*said, f"First questions of the others: {', '.join(others)}."])
+
+
+def _says_growth(report: Report) -> str:
+    ways = [one for one in report.results["ways"] if one["way"] == "here"]
+    least, most = min(ways, key=lambda one: one["frames"]), max(ways, key=lambda one: one["frames"])
+    first, later = median(most["first_s"]), median(most["later_s"])
+    said = (
+        f"{most['frames']} frames, {report.settings['size']}: {_words(first)} to the first token of a first question, "
+        f"{most['frames'] / first:.1f} frames a second, and {_words(later)} to that of a later one."
+    )
+    if most is least:
+        return said
+    growth = (most["peak"]["host"] - least["peak"]["host"]) / (most["frames"] - least["frames"])
+    return f"{said} The peak grows by {growth / 1e3:.1f} kB a frame from {least['frames']} frames on."
+
+
+def _says_memory(report: Report) -> str:
+    ways = report.results["ways"]
+    one, patches = ways["LLaVA-Mini, 1 token"]["kept"], ways["LLaVA-v1.5"]["kept"]
+    mega = {name: f"{size / 1e6:.3g} MB" for name, size in one.items()}
+    return (
+        f"A frame keeps {mega['language_model']} in the language model as one token, and "
+        f"{patches['language_model'] / 1e6:.3g} MB as all its patches. A later question needs {mega['prefusion']} of "
+        f"it in pre-fusion, or {mega['features']} of vision features to compute these again."
+    )
+
+
+def _says_decode(report: Report) -> str:
+    rows = report.results["ways"]
+    decoded, ready = (rows[f"{name}, every frame"]["frames_per_second"] for name in ("frames_of", "processor.stream"))
+    return (
+        "Reading a film without any model. At one frame a second decoding is most of it; where every frame is seen, "
+        f"making it ready is: {ready:.0f} frames a second against {decoded:.0f}."
+    )
+
+
+def _says_load(report: Report) -> str:
+    seconds = {name: median(times) for name, times in report.results["seconds"].items()}
+    return (
+        f"New processes of the embedded model: {_words(seconds['help'])} to the help, "
+        f"{_words(seconds['whole process'])} for one that answers three times, nearly all of "
+        f"it imports; its first answer takes {_words(seconds['first answer'])}."
+    )
+
+
+def _tera(operations: float) -> str:
+    return f"{operations / 1e12:.2f}" if operations >= 1e11 else f"{operations / 1e12:.3f}"
+
+
+def _seconds(milliseconds: Sequence[float]) -> str:
+    return _words(median(milliseconds) / 1e3)
+
+
+def _words(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+def _ratio(of: Sequence[float], to: Sequence[float]) -> str:
+    return f"{median(of) / median(to):.2f}"
+
+
+SECTIONS = (
+    Section(name="flops", title="Operations at 7B, counted", says=_says_flops),
+    Section(
+        name="latency-middle",
+        title="One image, middle size",
+        says=_says_latency,
+        draw=_draw_latency,
+        size=(8, 6),
+    ),
+    Section(name="video-tiny-10000", title="10,000 frames, embedded size", says=_says_growth, draw=_draw_growth),
+    Section(name="memory-middle", title="Memory, middle size", says=_says_memory, draw=_draw_kept),
+    Section(name="decode", title="Decoding alone", says=_says_decode),
+    Section(name="load", title="The embedded model from nothing", says=_says_load),
+)
+"""In the order of the page."""
+
+
+def main() -> None:
+    """Write the page and the pictures."""
+    reports = read_reports()
+    (FOLDER / "results.md").write_text(page(reports), encoding="utf-8")
+    for section in SECTIONS:
+        if section.draw is not None:
+            draw(section, reports[section.name], FOLDER / f"{section.name}.png")
+
+
+if __name__ == "__main__":
+    main()
