@@ -160,11 +160,13 @@ class _Window:
         """The place in the text that is looked at."""
 
     def extend(self) -> bool:
-        """Read on; forget what was passed. Returns whether there was anything."""
+        """Read on, and forget what was passed. Returns False at the end of the file, where nothing changes."""
         more = self._file.read(max(WINDOW, len(self.text) - self.at))
+        if not more:
+            return False
         self.base += self.at
         self.text, self.at = self.text[self.at :] + more.decode("latin-1"), 0
-        return bool(more)
+        return True
 
     def skip_space(self) -> str:
         """Go to the next character that is not white, and return it; empty at the end of the file."""

@@ -20,6 +20,9 @@ from llava_mini.data.samples import Kind, MediaFile, Sample
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 """Who speaks in a record, with the role in the chat format of transformers."""
 
+BYTES_OF_AN_IMAGE = 2304
+"""What an image adds to the length of a record: its 576 patches in pre-fusion, as words of 4 bytes a token."""
+
 _MEDIA_KEYS: dict[Literal["image", "video"], tuple[str, ...]] = {
     "image": ("image", "images"),
     "video": ("video", "videos"),
@@ -66,9 +69,10 @@ def sample_from_record(record: Any, *, name: str, media_folder: Path) -> Sample:
 
 
 def outline(record: Any) -> tuple[Kind, int]:
-    """Return the kind of a record and the bytes of its words in UTF-8, without checking it.
+    """Return the kind of a record and its length, without checking it.
 
-    What cannot be a record is text of length 0: reading it as a sample says what is wrong.
+    The length is the bytes of its words in UTF-8, and ``BYTES_OF_AN_IMAGE`` for each image. What cannot be a record is
+    text of length 0: reading it as a sample says what is wrong.
     """
     if not isinstance(record, Mapping):
         return "text", 0
@@ -76,6 +80,7 @@ def outline(record: Any) -> tuple[Kind, int]:
     turns = record.get("conversations")
     values = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     length = sum(len(value.encode("utf-8", "surrogatepass")) for value in values if isinstance(value, str))
+    length += BYTES_OF_AN_IMAGE * num_files["image"]
     if num_files["video"]:
         return "video", length
     return ("text", "image", "multi-image")[min(num_files["image"], 2)], length

@@ -66,7 +66,7 @@ class Mixture(Sequence[Sample]):
         self.kinds = np.concatenate([index.kinds for index in indices])
         """[N] int8: what each record shows, as its place in ``samples.KINDS``."""
         self.lengths = np.concatenate([index.lengths for index in indices])
-        """[N] int32: bytes of its words, a measure of length that needs no tokenizer."""
+        """[N] int32: how long each record is, by ``llava_format.outline``: that needs no tokenizer."""
         self.first = np.cumsum([0, *(len(index.kinds) for index in indices)])
         """[files + 1]: number of the first record of each file, and their total."""
         self._starts = np.concatenate([index.starts for index in indices])
@@ -101,7 +101,8 @@ class Mixture(Sequence[Sample]):
 
         Raises:
             IndexError: There are not so many.
-            ValueError: The record is malformed, or its file was changed.
+            ValueError: The record is malformed.
+            OSError: The file was changed since the mixture was made, or cannot be read.
         """
         index, source, number = self._place(index)
         record = self._read(index, source)
@@ -128,7 +129,7 @@ class Mixture(Sequence[Sample]):
     def _read(self, index: int, source: int) -> Any:
         path = self.files[source].path
         if _stamp(path) != self._stamps[source]:
-            raise ValueError(f"The data file {str(path)!r} was changed after the start. Start again.")
+            raise OSError(f"The data file {str(path)!r} was changed while it was in use. Start again.")
         return read_record(path, int(self._starts[index]), int(self._sizes[index]))
 
     def _id(self, record: Any, index: int, source: int, number: int) -> str:

@@ -51,8 +51,10 @@ class TuningBatch:
 
     @property
     def num_supervised(self) -> int:
-        """How many tokens are learned."""
-        return 0 if self.inputs is None or self.inputs.labels is None else int((self.inputs.labels != IGNORED).sum())
+        """How many tokens are learned: those with a label after the first of a prompt, which nothing predicts."""
+        if self.inputs is None or self.inputs.labels is None:
+            return 0
+        return int((self.inputs.labels[:, 1:] != IGNORED).sum())
 
 
 class TuningCollator:
@@ -145,9 +147,12 @@ class TuningCollator:
             frames.append(_frames(inputs.pixel_values, number))
         at.media = ""
         assert inputs.answer_mask is not None
-        is_image = inputs.input_ids == self.processor.image_token_id  # [1, T]
-        copies = [len(pixels) * self.processor.tokens_per_frame for pixels in frames]
-        ids, answers = (widen(row, is_image, copies)[0] for row in (inputs.input_ids, inputs.answer_mask.bool()))  # [T]
+        ids, answers = inputs.input_ids, inputs.answer_mask.bool()  # [1, T], one token for each medium
+        if frames:
+            is_image = ids == self.processor.image_token_id
+            copies = [len(pixels) * self.processor.tokens_per_frame for pixels in frames]
+            ids, answers = widen(ids, is_image, copies), widen(answers, is_image, copies)  # [1, T], Q for each frame
+        ids, answers = ids[0], answers[0]  # [T]
         is_cut = self.max_length is not None and len(ids) > self.max_length
         if is_cut:
             lost = int((ids[self.max_length :] == self.processor.image_token_id).sum())
