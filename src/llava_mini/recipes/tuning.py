@@ -1,0 +1,327 @@
+"""What the two stages of the paper have in common: a model, files in the format of LLaVA, a plan, and a run."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llava_mini.checkpoint.assemble import build_generation, build_model, build_processor, refit
+from llava_mini.checkpoint.convert import convert
+from llava_mini.checkpoint.source import Source
+from llava_mini.config import LlavaMiniConfig
+from llava_mini.data.mixture import DataFile, Mixture
+from llava_mini.data.order import BatchOrder
+from llava_mini.data.samples import Sample
+from llava_mini.data.tuning_batch import MAX_FRAMES, TuningBatches, TuningCollator
+from llava_mini.inference.memory import meta_model
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.processor.processor import LlavaMiniProcessor
+from llava_mini.processor.prompt import check_messages, encode_messages, load_template
+from llava_mini.recipes.run import Phase, Run
+from llava_mini.training.instruction import InstructionTask
+from llava_mini.training.lora import LoraSettings, add_lora, four_bit_config, save_lora
+from llava_mini.training.optimizer import OptimizerSettings
+from llava_mini.training.plan import Devices, SampleSize, TrainingPlan, make_plan
+from llava_mini.training.trainer import PhaseSettings, Task
+from llava_mini.training.tuning_stages import Rates, tuning_stage
+
+SAMPLES_MEASURED = 200
+"""Samples, evenly spread over the data, whose words are counted for a plan."""
+ASSUMED = SampleSize(frames=1, text_tokens=256, supervised_tokens=128)
+"""What a plan without data takes a sample to be."""
+OPTIMIZER = OptimizerSettings(
+    betas=(0.9, 0.999), weight_decay=0.0, max_gradient_norm=1.0, warmup_share=0.03, final_share=0.0
+)
+"""AdamW, cosine to zero, 3 % of warm-up: Table 9 and LLaVA-1.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningSettings:
+    """What is learned from, and how. The defaults are those of stage 2."""
+
+    files: tuple[DataFile, ...] = ()
+    """Empty: only a plan can be made."""
+    rates: Rates = field(default_factory=Rates)
+    batch: int = 256
+    """Samples of a step, on all devices together."""
+    micro_batch: int = 8
+    """Samples that go through a device together; the steps do not depend on it, but for the order of samples."""
+    epochs: float = 2.0
+    steps: int | None = None
+    """Instead of epochs."""
+    captions: bool = False
+    """Leave the questions out, as stage 1 does."""
+    template: str | None = None
+    """Name of the chat template. None: that of the model, see ``build_processor``."""
+    max_length: int = 2048
+    """Most tokens of a prompt, those of frames included; longer ones are cut, see ``TuningCollator``."""
+    num_frames: int | None = None
+    """Frames of each video, evenly spread. None: so many per second."""
+    fps: float | None = None
+    """Frames of a video per second. None: one."""
+    max_frames: int = MAX_FRAMES
+    """Most frames of a video."""
+    lora: LoraSettings | None = None
+    """Low-rank updates instead of full training of the language model."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of the arithmetic; weights that train have float32 copies."""
+    optimizer: OptimizerSettings = OPTIMIZER
+    seed: int = 0
+    """Of the order of samples, and of all that is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.micro_batch < 1 or self.batch % self.micro_batch:
+            raise ValueError(
+                f"A batch of {self.batch} samples cannot be divided into micro-batches of {self.micro_batch}. Choose a "
+                "micro_batch that divides it."
+            )
+        if not self.epochs > 0 or (self.steps is not None and self.steps < 1):
+            raise ValueError(f"A training needs epochs above 0 or at least 1 step, got {self.epochs} and {self.steps}.")
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step, on all devices together."""
+        return self.batch // self.micro_batch
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A stage with its model: asked for its plan, or run."""
+
+    name: str
+    model: str
+    """The model that it starts from, in words."""
+    settings: TuningSettings
+    config: LlavaMiniConfig
+    """Of the model that trains."""
+    source: Callable[[], Source]
+    """Finds the model that trains; its weights stay on disk."""
+
+    def plan(self, devices: Devices) -> TrainingPlan:
+        """Return what the stage takes on some devices, which need not be there.
+
+        Raises:
+            ValueError: The batch cannot be divided among them, or the data cannot be read.
+        """
+        settings = self.settings
+        sizes = self._sizes() if settings.files else [ASSUMED]
+        return make_plan(
+            f"{self.name} of {self.model}",
+            self.config,
+            settings.rates,
+            devices=replace(devices, micro_batch=settings.micro_batch),
+            batch=settings.batch,
+            sizes=sizes,
+            num_samples=self.order.num_samples if settings.files else None,
+            num_steps=self.num_steps if settings.files else settings.steps,
+            measured_on=len(sizes) if settings.files else 0,
+            lora=settings.lora,
+        )
+
+    def run(self, output: Path, *, accumulate: int | None = None) -> Run:
+        """Return the complete run, not yet started.
+
+        Args:
+            output: Folder of the run; the model will be in ``model``, low-rank updates in ``adapter`` too.
+            accumulate: Micro-batches of a device in a step. None: all of them, on one device.
+
+        Raises:
+            ValueError: There is no data, or the rules do not fit the model.
+        """
+        settings = self.settings
+        names = _parameter_names(self.config, settings.lora)
+        return Run(
+            name=self.name,
+            settings=self._facts(),
+            dtype=settings.dtype,
+            output_dir=output,
+            save=self._save,
+            score=None,
+            phases=(
+                Phase(
+                    settings=PhaseSettings(
+                        name=self.name,
+                        num_steps=self.num_steps,
+                        stage=tuning_stage(self.name, names, settings.rates),
+                        optimizer=settings.optimizer,
+                        accumulate=settings.micro_batches if accumulate is None else accumulate,
+                    ),
+                    purpose=f"from {self.model}, on {self.order.num_samples} samples an epoch",
+                    build=self.task,
+                ),
+            ),
+        )
+
+    @cached_property
+    def data(self) -> Mixture:
+        """All records of the files."""
+        return Mixture(self.settings.files)
+
+    @cached_property
+    def order(self) -> BatchOrder:
+        """Which samples a micro-batch holds. Those of a step are of one kind, so that no device waits for another."""
+        settings = self.settings
+        return BatchOrder(
+            self.data, batch_size=settings.micro_batch, seed=settings.seed, alike=settings.micro_batches
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole stage."""
+        settings = self.settings
+        return settings.steps or max(ceil(settings.epochs * self.order.num_batches / settings.micro_batches), 1)
+
+    @cached_property
+    def processor(self) -> LlavaMiniProcessor:
+        """What the trained model is saved with."""
+        return build_processor(self.source(), self.settings.template)
+
+    @property
+    def collator(self) -> TuningCollator:
+        """From samples to tensors."""
+        settings, processor = self.settings, self.processor
+        return TuningCollator(
+            refit(processor, self.config, load_template("plain")) if settings.captions else processor,
+            num_frames=settings.num_frames,
+            fps=settings.fps,
+            max_frames=settings.max_frames,
+            max_length=settings.max_length,
+            captions=settings.captions,
+        )
+
+    def task(self) -> InstructionTask:
+        """Return the model with its data, ready to train."""
+        source = self.source()
+        torch.manual_seed(self.settings.seed)
+        model = self._four_bit(source) if self._is_four_bit else build_model(source, self.settings.dtype)
+        model.generation_config = build_generation(source, self.processor)
+        if self.settings.lora is not None:
+            add_lora(model, self.settings.lora)
+        batches = TuningBatches(samples=self.data, order=self.order, collator=self.collator)
+        return InstructionTask(model, batches)
+
+    @property
+    def _is_four_bit(self) -> bool:
+        return self.settings.lora is not None and self.settings.lora.four_bit
+
+    def _four_bit(self, source: Source) -> LlavaMiniForConditionalGeneration:
+        is_whole = source.layout == "ours" and LlavaMiniConfig.from_dict(source.published).reducer == self.config.reducer
+        if not is_whole:
+            raise ValueError(
+                "4-bit training starts from a LLaVA-Mini in this project's layout. Make one first: llava-mini convert "
+                "SRC DST, with --reducer query --prefusion-layers 4 if it is a LLaVA-1.5."
+            )
+        if not torch.cuda.is_available():
+            raise ValueError("4-bit training needs a GPU, and there is none here. Leave --four-bit out.")
+        place = torch.device("cuda", torch.cuda.current_device())
+        return LlavaMiniForConditionalGeneration.from_pretrained(
+            source.folder, dtype=self.settings.dtype, quantization_config=four_bit_config(), device_map={"": place}
+        )
+
+    def _save(self, task: Task, folder: Path) -> None:
+        """Save the trained model; with low-rank updates, these alone and merged into the model."""
+        assert isinstance(task, InstructionTask)
+        model, lora = task.module, self.settings.lora
+        if lora is None:
+            model.save_pretrained(folder)
+        elif not folder.exists():  # a run that was cut off here is asked again
+            base = self.source().folder
+            assert base is not None
+            adapter = folder.with_name("adapter")
+            save_lora(model, lora, adapter, str(base), model.state_dict())
+            convert(adapter, folder, base=base)
+            assert model.generation_config is not None
+            model.generation_config.save_pretrained(folder)
+            self.processor.save_pretrained(adapter)
+        self.processor.save_pretrained(folder)
+
+    def _sizes(self) -> list[SampleSize]:
+        chosen = np.unique(np.linspace(0, len(self.data) - 1, SAMPLES_MEASURED).round().astype(int))
+        return [size for index in chosen if (size := self._size(int(index))) is not None]
+
+    def _size(self, index: int) -> SampleSize | None:
+        """Count the words of a sample without opening its media. None: it is malformed, which training will tell."""
+        try:
+            sample = self.data[index]
+        except ValueError:
+            return None
+        return sample_size(sample, self.collator, self.settings)
+
+    def _facts(self) -> dict[str, object]:
+        """Everything that decides what comes out."""
+        settings = self.settings
+        facts = {name: value for name, value in vars(settings).items() if name not in ("files", "dtype", "lora")}
+        return {
+            **{name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in facts.items()},
+            "model": self.model,
+            "config": json.loads(self.config.to_json_string(use_diff=False)),
+            "files": [str(file.path) for file in settings.files],
+            "order": self.order.fingerprint,
+            "lora": None if settings.lora is None else asdict(settings.lora),
+            "dtype": str(settings.dtype),
+        }
+
+
+def sample_size(sample: Sample, collator: TuningCollator, settings: TuningSettings) -> SampleSize:
+    """Return how large a sample is. A film counts with the most frames that it may have: it is not opened."""
+    processor = collator.processor
+    prompt = encode_messages(
+        check_messages((sample.captioned() if collator.captions else sample).conversation()),
+        processor.tokenizer,
+        processor.chat_template,
+        num_begin_tokens=processor.num_begin_tokens,
+        add_generation_prompt=False,
+    )
+    films = sum(kind == "video" for kind in prompt.kinds)
+    frames = len(prompt.kinds) - films + films * (settings.num_frames or settings.max_frames)
+    words = min(len(prompt.ids) - len(prompt.kinds), settings.max_length)
+    return SampleSize(
+        frames=frames, text_tokens=max(words, 1), supervised_tokens=min(sum(prompt.answer_mask), max(words, 1))
+    )
+
+
+def data_files(
+    paths: Sequence[Path], media: Sequence[Path] = (), weights: Sequence[float] = ()
+) -> tuple[DataFile, ...]:
+    """Return files with their folders and weights.
+
+    Args:
+        paths: Of JSON and JSONL files.
+        media: One folder for all, or one for each. Empty: the folder of each file.
+        weights: One for all, or one for each. Empty: 1.
+
+    Raises:
+        ValueError: There are neither one nor as many folders or weights as files, or a folder is missing.
+    """
+    for name, values in (("media folders", media), ("weights", weights)):
+        if len(values) not in (0, 1, len(paths)):
+            raise ValueError(
+                f"{len(paths)} data files came with {len(values)} {name}. Give one for all of them, or one for each."
+            )
+    for folder in media:
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {str(folder)!r}. Give the folder where the paths in the records start.")
+
+    def chosen(values: Sequence[Path] | Sequence[float], number: int) -> object:
+        return values[number if len(values) > 1 else 0] if values else None
+
+    return tuple(
+        DataFile(
+            path=path,
+            media_folder=chosen(media, number),  # pyright: ignore[reportArgumentType]
+            weight=1.0 if not weights else chosen(weights, number),  # pyright: ignore[reportArgumentType]
+        )
+        for number, path in enumerate(paths)
+    )
+
+
+def _parameter_names(config: LlavaMiniConfig, lora: LoraSettings | None) -> list[str]:
+    model = meta_model(config)
+    if lora is not None:
+        add_lora(model, lora)
+    return [name for name, _ in model.named_parameters()]
