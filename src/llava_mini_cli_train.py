@@ -95,7 +95,7 @@ class _Tuning(_Running):
     seed: int = 0
     """Of the order of samples, and of all that is drawn."""
     strategy: Annotated[Literal["ddp", "fsdp"] | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Among several processes, which torchrun starts: ddp, each holds the whole model; fsdp, each a part. Left out: fsdp."""
+    """Among the processes that torchrun starts: ddp, each holds the whole model; fsdp, each a part. Left out: fsdp."""
     keep_activations: Annotated[bool, _OPTIONAL] = False
     """Keep the activations of all layers instead of computing them again on the way back: faster, much more memory."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
@@ -140,7 +140,7 @@ class Finetune(_Tuning):
     prefusion_layers: Annotated[int | None, arg(metavar="K", help_behavior_hint="")] = None
     """Pre-fusion layers of a model that has none. Left out: 4."""
     prefusion_start: Annotated[Literal["language-model", "random"] | None, _NAME] = None
-    """What they start from: copies of the language model's first layers (language-model, left out), or random weights."""
+    """What they start from: copies of the language model's first layers (language-model, left out), or random."""
     hd: Annotated[bool, _OPTIONAL] = False
     """Five views of an image, in 64 tokens."""
     language_model_rate: Annotated[float, arg(metavar="RATE")] = 1e-4

@@ -184,32 +184,6 @@ def synth(
         print(f"One core makes {1000 / made.draw_milliseconds:.0f} images with questions per second, files aside.")
 
 
-def train_tiny(
-    output: Path | None,
-    *,
-    smoke: bool,
-    minutes: float | None,
-    slice_minutes: float | None,
-    device: str | None,
-    threads: int | None,
-    workers: int | None,
-) -> bool:
-    """Train the embedded model, or go on with a run that was cut off; as in ``recipes.tiny``.
-
-    Returns:
-        Whether the run is finished.
-    """
-    from llava_mini.recipes.tiny import train_tiny
-    from llava_mini.training.devices import choose_hardware
-
-    output = output or Path("runs") / ("tiny-smoke" if smoke else "tiny")
-    hardware = choose_hardware(device, threads, workers)
-    scores = train_tiny(output, smoke=smoke, minutes=minutes, slice_minutes=slice_minutes, hardware=hardware)
-    if scores:
-        print(output / "model")
-    return bool(scores)
-
-
 def evaluate_tiny(
     loading: Loading,
     *,

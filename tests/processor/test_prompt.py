@@ -195,7 +195,9 @@ def test_a_template_that_drops_media_is_refused(llama):
 
 
 def test_an_unknown_template_is_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"no chat template 'alpaca'.*vicuna_v1, llava_v1, llama_3_1, chatml, tiny, plain"):
+    with pytest.raises(
+        ValueError, match=r"no chat template 'alpaca'.*vicuna_v1, llava_v1, llama_3_1, chatml, tiny, plain"
+    ):
         load_template("alpaca")
     assert len({load_template(name) for name in TEMPLATES}) == 6
 

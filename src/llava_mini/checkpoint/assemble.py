@@ -89,9 +89,9 @@ def parts_config(language_model: str, vision_tower: str | None) -> LlavaMiniConf
 
 
 def join_parts(language_model: str, vision_tower: str | None, *, seed: int = 0) -> Source:
-    """A stage-1 model of a language model, a CLIP tower and a fresh projector; weights stay on disk until they are used.
+    """A stage-1 model of a language model, a CLIP tower and a fresh projector.
 
-    The projector starts as torch draws linear layers, like that of LLaVA.
+    Weights stay on disk until they are used. The projector starts as torch draws linear layers, like that of LLaVA.
 
     Args:
         language_model: one of ``BACKBONES``, a folder, or a name on the hub.
@@ -106,7 +106,9 @@ def join_parts(language_model: str, vision_tower: str | None, *, seed: int = 0) 
     tower = locate(_tower_name(vision_tower, backbone))
     config = _stage_1_config(_text_config(folder), tower_sizes(str(tower), tower))
     tensors = {
-        f"language_model.{name}": value for name, value in read_folder(folder).items() if not LEGACY_BUFFERS.search(name)
+        f"language_model.{name}": value
+        for name, value in read_folder(folder).items()
+        if not LEGACY_BUFFERS.search(name)
     }
     if config.tie_word_embeddings:
         tensors.pop("language_model.lm_head.weight", None)
@@ -169,10 +171,9 @@ def build_model(source: Source, dtype: torch.dtype) -> LlavaMiniForConditionalGe
     tensors: dict[str, Tensor] = {}
     for name in list(source.tensors):
         tensors[name] = source.finish(name, source.tensors.pop(name)).to(dtype, copy=True)
-    model = LlavaMiniForConditionalGeneration.from_pretrained(
+    return LlavaMiniForConditionalGeneration.from_pretrained(
         None, config=deepcopy(source.config), state_dict=tensors, dtype=dtype
     )
-    return model
 
 
 def build_processor(source: Source, template: str | None = None) -> LlavaMiniProcessor:
@@ -191,7 +192,9 @@ def build_processor(source: Source, template: str | None = None) -> LlavaMiniPro
     """
     config, folder = source.config, source.folder
     if folder is None:
-        raise ValueError("The model is in memory and has no tokenizer. Save it with its processor, and give the folder.")
+        raise ValueError(
+            "The model is in memory and has no tokenizer. Save it with its processor, and give the folder."
+        )
     require_tokenizer(folder)
     if source.layout == "ours" and (folder / PROCESSOR_CONFIG).exists():
         kept = LlavaMiniProcessor.from_pretrained(folder)

@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
+from llava_mini.model.headless import Headless
 from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
@@ -91,6 +92,11 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the language model's head."""
         self.language_model.set_output_embeddings(new_embeddings)
+
+    @property
+    def base_model(self) -> Headless:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The model without its head, which TRL asks for hidden states."""
+        return Headless(self)
 
     # The vision side: does not depend on the question.
 
@@ -293,6 +299,23 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: frames and places do not agree, or frames come on top of a filled cache.
         """
+        read, labels = self.language_inputs(
+            input_ids, pixel_values, attention_mask, answer_mask, labels, inputs_embeds, position_ids, past_key_values
+        )
+        return self.language_model(**read, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+
+    def language_inputs(
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None,
+        attention_mask: Tensor | None,
+        answer_mask: Tensor | None,
+        labels: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """What the language model reads, and the labels of its rows; the arguments are those of ``forward``."""
         is_first = past_key_values is None or past_key_values.get_seq_length() == 0
         if not is_first and pixel_values is not None:
             raise ValueError(
@@ -316,16 +339,14 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
-        return self.language_model(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        read = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+        }
+        return read, labels
 
     @torch.no_grad()
     def generate(  # pyright: ignore[reportIncompatibleMethodOverride]

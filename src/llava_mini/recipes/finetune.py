@@ -1,7 +1,7 @@
 """Stage 2 of the paper: everything but the vision tower learns to follow instructions, through few vision tokens.
 
-It starts from the model of stage 1 or from LLaVA-1.5, which get a reducer and pre-fusion, or goes on from any LLaVA-Mini,
-of which nothing is drawn anew (Table 9: batch 256, language model 1e-4, all others 1e-5, two epochs).
+It starts from the model of stage 1 or from LLaVA-1.5, which get a reducer and pre-fusion, or goes on from any
+LLaVA-Mini, of which nothing is drawn anew (Table 9: batch 256, language model 1e-4, all others 1e-5, two epochs).
 """
 
 from dataclasses import replace
@@ -10,6 +10,7 @@ from llava_mini.checkpoint.assemble import NewParts, add_parts, read_model, with
 from llava_mini.checkpoint.source import Source
 from llava_mini.recipes.pretrain import known_config
 from llava_mini.recipes.tuning import Tuning, TuningSettings
+
 
 def finetune_settings() -> TuningSettings:
     """Return the settings of Table 9 for stage 2, without data."""
@@ -40,7 +41,7 @@ def finetune(model: str, settings: TuningSettings | None = None, *, new: NewPart
         return Tuning("finetune", model, settings, with_parts(config, parts), lambda: _started(model, parts))
     if new is not None:
         raise ValueError(
-            f"{model!r} has the reducer {config.reducer!r} and {config.prefusion_num_layers} pre-fusion layers already, "
+            f"{model!r} has the reducer {config.reducer!r} and {config.prefusion_num_layers} pre-fusion layers already "
             "and goes on with them. Leave out what describes new ones, or start from the model of stage 1."
         )
     return Tuning("finetune", model, settings, config, lambda: read_model(model))

@@ -55,7 +55,9 @@ def pretrain(start: StartOfPretraining, settings: TuningSettings | None = None) 
     if name is not None:
         seed = settings.seed
         words = f"{name} with {tower}" if tower else name
-        return Tuning("pretrain", words, settings, parts_config(name, tower), lambda: join_parts(name, tower, seed=seed))
+        return Tuning(
+            "pretrain", words, settings, parts_config(name, tower), lambda: join_parts(name, tower, seed=seed)
+        )
     model = start.model
     assert model is not None
     config = known_config(model)
@@ -78,8 +80,8 @@ def known_config(model: str) -> LlavaMiniConfig:
     folder = Path(model).expanduser()
     if folder.is_dir() and is_adapter(folder):
         raise ValueError(
-            f"{model!r} holds an adapter. Merge it first: llava-mini convert {model} DST --base MODEL; training goes on "
-            "from DST."
+            f"{model!r} holds an adapter. Merge it first: llava-mini convert {model} DST --base MODEL; training goes "
+            "on from DST."
         )
     try:
         return read_config(model)

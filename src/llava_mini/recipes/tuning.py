@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 
@@ -27,13 +27,19 @@ from llava_mini.training.instruction import InstructionTask
 from llava_mini.training.lora import LoraSettings, add_lora, four_bit_config, save_lora
 from llava_mini.training.optimizer import OptimizerSettings
 from llava_mini.training.plan import Devices, SampleSize, TrainingPlan, make_plan
+from llava_mini.training.sharding import EngineSettings
 from llava_mini.training.trainer import PhaseSettings, Task
 from llava_mini.training.tuning_stages import Rates, tuning_stage
+from llava_mini.training.world import World
 
 SAMPLES_MEASURED = 200
 """Samples, evenly spread over the data, whose words are counted for a plan."""
 ASSUMED = SampleSize(frames=1, text_tokens=256, supervised_tokens=128)
 """What a plan without data takes a sample to be."""
+CHECKPOINT_SECONDS = 1200.0
+"""Between two checkpoints: the states of an 8B model take 100 GB."""
+CHECKPOINTS_KEPT = 2
+LOG_EVERY = 10
 OPTIMIZER = OptimizerSettings(
     betas=(0.9, 0.999), weight_decay=0.0, max_gradient_norm=1.0, warmup_share=0.03, final_share=0.0
 )
@@ -123,17 +129,23 @@ class Tuning:
             lora=settings.lora,
         )
 
-    def run(self, output: Path, *, accumulate: int | None = None) -> Run:
+    def run(self, output: Path, *, engine: EngineSettings | None = None, world: World | None = None) -> Run:
         """Return the complete run, not yet started.
 
         Args:
             output: Folder of the run; the model will be in ``model``, low-rank updates in ``adapter`` too.
-            accumulate: Micro-batches of a device in a step. None: all of them, on one device.
+            engine: How it is computed. None: plainly.
+            world: The processes that will run it. None: one.
 
         Raises:
-            ValueError: There is no data, or the rules do not fit the model.
+            ValueError: There is no data, or a step cannot be divided among the processes.
         """
-        settings = self.settings
+        settings, size = self.settings, 1 if world is None else world.size
+        if settings.micro_batches % size:
+            raise ValueError(
+                f"The {settings.micro_batches} micro-batches of a step cannot be divided among {size} processes. "
+                f"Choose a batch that is a multiple of {size * settings.micro_batch}."
+            )
         names = _parameter_names(self.config, settings.lora)
         return Run(
             name=self.name,
@@ -141,7 +153,6 @@ class Tuning:
             dtype=settings.dtype,
             output_dir=output,
             save=self._save,
-            score=None,
             phases=(
                 Phase(
                     settings=PhaseSettings(
@@ -149,10 +160,14 @@ class Tuning:
                         num_steps=self.num_steps,
                         stage=tuning_stage(self.name, names, settings.rates),
                         optimizer=settings.optimizer,
-                        accumulate=settings.micro_batches if accumulate is None else accumulate,
+                        accumulate=settings.micro_batches // size,
+                        engine=engine or EngineSettings(),
+                        checkpoint_seconds=CHECKPOINT_SECONDS,
+                        keep_last=CHECKPOINTS_KEPT,
+                        log_every=LOG_EVERY,
                     ),
                     purpose=f"from {self.model}, on {self.order.num_samples} samples an epoch",
-                    build=self.task,
+                    build=partial(self.task, is_spread=size > 1),
                 ),
             ),
         )
@@ -166,9 +181,7 @@ class Tuning:
     def order(self) -> BatchOrder:
         """Which samples a micro-batch holds. Those of a step are of one kind, so that no device waits for another."""
         settings = self.settings
-        return BatchOrder(
-            self.data, batch_size=settings.micro_batch, seed=settings.seed, alike=settings.micro_batches
-        )
+        return BatchOrder(self.data, batch_size=settings.micro_batch, seed=settings.seed, alike=settings.micro_batches)
 
     @property
     def num_steps(self) -> int:
@@ -194,8 +207,12 @@ class Tuning:
             captions=settings.captions,
         )
 
-    def task(self) -> InstructionTask:
-        """Return the model with its data, ready to train."""
+    def task(self, *, is_spread: bool = False) -> InstructionTask:
+        """Return the model with its data, ready to train.
+
+        Args:
+            is_spread: Whether several processes train.
+        """
         source = self.source()
         torch.manual_seed(self.settings.seed)
         model = self._four_bit(source) if self._is_four_bit else build_model(source, self.settings.dtype)
@@ -203,15 +220,14 @@ class Tuning:
         if self.settings.lora is not None:
             add_lora(model, self.settings.lora)
         batches = TuningBatches(samples=self.data, order=self.order, collator=self.collator)
-        return InstructionTask(model, batches)
+        return InstructionTask(model, batches, is_spread=is_spread)
 
     @property
     def _is_four_bit(self) -> bool:
         return self.settings.lora is not None and self.settings.lora.four_bit
 
     def _four_bit(self, source: Source) -> LlavaMiniForConditionalGeneration:
-        is_whole = source.layout == "ours" and LlavaMiniConfig.from_dict(source.published).reducer == self.config.reducer
-        if not is_whole:
+        if source.layout != "ours" or LlavaMiniConfig.from_dict(source.published).reducer != self.config.reducer:
             raise ValueError(
                 "4-bit training starts from a LLaVA-Mini in this project's layout. Make one first: llava-mini convert "
                 "SRC DST, with --reducer query --prefusion-layers 4 if it is a LLaVA-1.5."
@@ -255,9 +271,11 @@ class Tuning:
     def _facts(self) -> dict[str, object]:
         """Everything that decides what comes out."""
         settings = self.settings
-        facts = {name: value for name, value in vars(settings).items() if name not in ("files", "dtype", "lora")}
+        special = ("files", "dtype", "lora", "rates", "optimizer")
         return {
-            **{name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in facts.items()},
+            **{name: value for name, value in vars(settings).items() if name not in special},
+            "rates": asdict(settings.rates),
+            "optimizer": asdict(settings.optimizer),
             "model": self.model,
             "config": json.loads(self.config.to_json_string(use_diff=False)),
             "files": [str(file.path) for file in settings.files],
@@ -305,7 +323,9 @@ def data_files(
             )
     for folder in media:
         if not folder.is_dir():
-            raise ValueError(f"There is no folder {str(folder)!r}. Give the folder where the paths in the records start.")
+            raise ValueError(
+                f"There is no folder {str(folder)!r}. Give the folder where the paths in the records start."
+            )
 
     def chosen(values: Sequence[Path] | Sequence[float], number: int) -> object:
         return values[number if len(values) > 1 else 0] if values else None

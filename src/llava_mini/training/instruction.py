@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llava_mini.data.tuning_batch import IGNORED, TuningBatch
-from llava_mini.flow import ModelInputs
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.training.idle_frames import with_idle_frame
 from llava_mini.training.trainer import Losses
 
 ROWS_AT_A_TIME = 1024
@@ -34,15 +34,19 @@ class MakeBatch(Protocol):
 class InstructionTask:
     """Answers in the format of LLaVA, for ``train_phase``."""
 
-    def __init__(self, module: LlavaMiniForConditionalGeneration, make_batch: MakeBatch) -> None:
+    def __init__(
+        self, module: LlavaMiniForConditionalGeneration, make_batch: MakeBatch, *, is_spread: bool = False
+    ) -> None:
         """Put model and data together.
 
         Args:
             module: The model; what of it trains is the business of a ``Stage``.
             make_batch: The micro-batches.
+            is_spread: Whether several processes train, which have to run all parts equally often.
         """
         self.module = module
         self.make_batch = make_batch
+        self.is_spread = is_spread
 
     def weight(self, batch: TuningBatch) -> float:
         """Return the number of supervised tokens."""
@@ -51,11 +55,11 @@ class InstructionTask:
     def losses(self, batch: TuningBatch) -> Losses:
         """Return the mean loss over the supervised tokens of a micro-batch, and the share that is right.
 
-        Without any such token, every part of the language model runs all the same, and the loss is 0: in a sharded run
-        other processes wait for it.
+        Without any such token the model runs all the same, and the loss is 0: other processes may wait for it.
         """
-        model = self.module
-        inputs = batch.inputs if batch.inputs is not None else _one_word(model)
+        model, inputs = self.module, batch.inputs
+        if inputs is None or self.is_spread:
+            inputs = with_idle_frame(inputs, model.config, model.device)
         fused = model.fuse(inputs)
         hidden = model.language_model.model(
             inputs_embeds=fused.inputs_embeds.to(model.dtype), attention_mask=fused.attention_mask, use_cache=False
@@ -67,8 +71,8 @@ class InstructionTask:
 def answer_loss(head: nn.Module, hidden: Tensor, labels: Tensor, rows_at_a_time: int = ROWS_AT_A_TIME) -> Losses:
     """Return the mean cross entropy of the tokens that have a label, and the share that is right; 0 without any.
 
-    Logits are made in the rows that need them only, some rows at a time, and again on the way back: the logits of a long
-    prompt take more memory than all of its hidden states.
+    Logits are made in the rows that need them only, some rows at a time, and again on the way back: the logits of a
+    long prompt take more memory than all of its hidden states.
 
     Args:
         head: From hidden states to logits.
@@ -95,9 +99,3 @@ def _sum(head: nn.Module, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     """Summed cross entropy and number of right tokens. rows: [N, D], targets: [N]."""
     logits = head(rows).float()  # [N, vocabulary]
     return functional.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
-
-
-def _one_word(model: LlavaMiniForConditionalGeneration) -> ModelInputs:
-    """A prompt of two words that teaches nothing."""
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    return ModelInputs(input_ids=ids, labels=torch.full_like(ids, IGNORED))

@@ -66,27 +66,18 @@ def add_lora(model: LlavaMiniForConditionalGeneration, settings: LoraSettings) -
     if settings.prefusion and model.prefusion is None:
         raise ValueError("Low-rank updates of pre-fusion were asked for, but this model has no pre-fusion.")
     peft = _peft()
-    peft.inject_adapter_in_model(lora_config(model, settings), model, _ADAPTER, low_cpu_mem_usage=_is_meta(model))
+    peft.inject_adapter_in_model(_config(settings), model, _ADAPTER, low_cpu_mem_usage=_is_meta(model))
     for name, parameter in model.named_parameters():
         if ".lora_" in name and parameter.device.type != "meta":
             parameter.data = parameter.data.to(model.projector.linear_1.weight.dtype)
 
 
-def lora_config(model: LlavaMiniForConditionalGeneration, settings: LoraSettings) -> "LoraConfig":
-    """Return PEFT's configuration of the updates."""
-    parts = ["language_model", "prefusion"] if settings.prefusion else ["language_model"]
-    full = [part for part in FULL_PARTS if part not in parts and _has_parameters(model, part)]
-    return _peft().LoraConfig(
-        r=settings.rank,
-        lora_alpha=cast(int, settings.alpha),
-        lora_dropout=settings.dropout,
-        target_modules=rf"({'|'.join(parts)})\..*\.({'|'.join(MATRICES)})",
-        modules_to_save=full or None,
-    )
-
-
 def save_lora(
-    model: LlavaMiniForConditionalGeneration, settings: LoraSettings, folder: Path, base: str, tensors: Mapping[str, Tensor]
+    model: LlavaMiniForConditionalGeneration,
+    settings: LoraSettings,
+    folder: Path,
+    base: str,
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Save the updates and all parts that trained in full, in PEFT's layout, with the model's configuration.
 
@@ -106,7 +97,8 @@ def save_lora(
     }
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in stored.items()}
     save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = lora_config(model, settings)
+    config = _config(settings)
+    config.modules_to_save = [part for part in FULL_PARTS if part not in _parts(settings) and _has(model, part)]
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(str(folder))
@@ -117,10 +109,12 @@ def four_bit_config() -> BitsAndBytesConfig:
     """Return what ``from_pretrained`` needs for QLoRA: the language model's matrices in 4 bits, all else in 16.
 
     Raises:
-        ValueError: There is no GPU, or bitsandbytes is not installed.
+        ValueError: bitsandbytes is not installed.
     """
     if find_spec("bitsandbytes") is None:
-        raise ValueError("4-bit weights need bitsandbytes, which is not installed: pip install 'llava-mini[quantize-cuda]'.")
+        raise ValueError(
+            "4-bit weights need bitsandbytes, which is not installed: pip install 'llava-mini[quantize-cuda]'."
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -130,7 +124,22 @@ def four_bit_config() -> BitsAndBytesConfig:
     )
 
 
-def _has_parameters(model: LlavaMiniForConditionalGeneration, part: str) -> bool:
+def _config(settings: LoraSettings) -> "LoraConfig":
+    """PEFT's configuration of the updates."""
+    return _peft().LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast(int, settings.alpha),
+        lora_dropout=settings.dropout,
+        target_modules=rf"({'|'.join(_parts(settings))})\..*\.({'|'.join(MATRICES)})",
+    )
+
+
+def _parts(settings: LoraSettings) -> tuple[str, ...]:
+    """Parts with updates."""
+    return ("language_model", "prefusion") if settings.prefusion else ("language_model",)
+
+
+def _has(model: LlavaMiniForConditionalGeneration, part: str) -> bool:
     module = getattr(model, part)
     return module is not None and any(True for _ in module.parameters())
 

@@ -4,8 +4,9 @@ Everything follows from the configuration, so it can be told for any number of d
 models whose weights are not here. Parameters and steps are exact. Work counts matrix products, 2 for each multiply-add,
 as ``model.cost`` does. Memory is an estimate: states are counted, activations follow from the shapes of what is kept.
 
-Factors of the work of a part over one forward pass: 1 if no gradient passes through it, 2 if one passes through to what
-comes before, 3 if its weights train too, and 1 more where activations are computed again on the way back.
+A layer costs its forward pass once; as much again if a gradient passes through it to what comes before, once more if
+its weights train, and once more if its activations are computed again on the way back. Attention has no weights: on the
+way back it costs twice.
 
 Shapes: F frames, P patches, Q reduced tokens, T text tokens, D language width.
 """
@@ -27,8 +28,8 @@ Strategy = Literal["none", "ddp", "fsdp"]
 HALF = 2
 """Bytes of a number in bfloat16, the format of the arithmetic."""
 TRAINED_BYTES: dict[Strategy, int] = {"none": 20, "ddp": 16, "fsdp": 16}
-"""Bytes of each parameter that trains: ``none`` keeps the weight (2), its gradient (2, and 4 during the update), a float32
-copy (4) and two moments (8); the others the float32 weight (4), its gradient (4) and two moments (8)."""
+"""Bytes of each parameter that trains: ``none`` keeps the weight (2), its gradient (2, and 4 during the update), a
+float32 copy (4) and two moments (8); the others the float32 weight (4), its gradient (4) and two moments (8)."""
 ROWS_OF_LOGITS = 1024
 """Rows of logits that exist at a time: ``instruction.ROWS_AT_A_TIME``."""
 
@@ -255,38 +256,56 @@ def training_flops(
         checkpointing: Whether decoder layers are computed again on the way back.
         lora: Low-rank updates: the matrices that they are added to need no gradients of their own.
     """
+    asked = max(sample.text_tokens - sample.supervised_tokens, 1)  # answers are not fused
     forward = flops(config, num_frames=sample.frames, num_text_tokens=sample.text_tokens)
+    fusion = flops(config, num_frames=sample.frames, num_text_tokens=asked).prefusion
+    seen, width = config.vision.hidden_size, config.text.hidden_size  # only the second layer of the projector passes
     head = 2 * config.text.hidden_size * config.text.vocab_size  # of the last position, which ``flops`` counts
-    layers = forward.language_model - head
-    before = {"projector": rates.projector, "reducer": rates.reducer}
-    full = {"prefusion": rates.prefusion, "language_model": rates.language_model}
+    of_vision = sample.frames > 0 and any((rates.projector, rates.reducer))  # a gradient is wanted before pre-fusion
+    trains = {"prefusion": rates.prefusion > 0, "language_model": rates.language_model > 0}
+    low = {"prefusion": False, "language_model": False}
     if lora is not None:
-        full["language_model"] = 0.0
-        full["prefusion"] = 0.0 if lora.prefusion else rates.prefusion
-    sees = sample.frames > 0
-    reached = sees and any(before.values())  # a gradient is wanted before pre-fusion
-    words = full["language_model"] > 0  # and at the embeddings of words
-    again = int(checkpointing)
+        low = {"prefusion": lora.prefusion, "language_model": True}
+    full = {part: trains[part] and not low[part] for part in trains}
+    passes = {part: full[part] or low[part] for part in full}
+    passes["prefusion"] |= of_vision or full["language_model"]  # whose embeddings of words it reads
+    passes["language_model"] |= of_vision or (sample.frames > 0 and passes["prefusion"])
 
-    def factor(part: str, *, wanted_before: bool, low_rank: bool = False) -> int:
-        trains = full[part] > 0
-        passes = wanted_before or trains or low_rank
-        return 1 + passes + trains + (again if passes else 0)
+    def there_and_back(part: str, work: int, attention: int) -> int:
+        again = int(checkpointing and passes[part])
+        linear = (work - attention) * (1 + passes[part] + full[part] + again)
+        return linear + attention * (1 + 2 * passes[part] + again)
 
-    fused = sees and config.prefusion_num_layers > 0
-    prefusion_updates = fused and (full["prefusion"] > 0 or (lora is not None and lora.prefusion))
-    language = factor(
-        "language_model", wanted_before=reached or words or prefusion_updates, low_rank=lora is not None
+    rows = sample.frames * config.tokens_per_frame + sample.text_tokens
+    language_model = there_and_back(
+        "language_model", forward.language_model - head, _attention(config, rows**2) * config.text.num_hidden_layers
     )
-    supervised = sample.supervised_tokens * head
     return ByPart(
         vision_tower=forward.vision_tower,
         reducer=forward.reducer * (3 if rates.reducer else 1),
-        projector=forward.projector * (3 if rates.projector else 2 if rates.reducer else 1),
-        prefusion=forward.prefusion
-        * factor("prefusion", wanted_before=reached or words, low_rank=lora is not None and lora.prefusion),
-        language_model=layers * language + supervised * (2 + (full["language_model"] > 0)),
+        projector=forward.projector * (2 if rates.projector else 1) + forward.projector * width // (width + seen),
+        prefusion=there_and_back("prefusion", fusion, _fusion_attention(config, sample.frames, asked)),
+        language_model=language_model + sample.supervised_tokens * head * (2 + full["language_model"]),
     )
+
+
+def _attention(config: LlavaMiniConfig, pairs: int) -> int:
+    """Operations of attention between so many pairs of rows in one layer."""
+    heads = config.text.num_attention_heads
+    width = getattr(config.text, "head_dim", None) or config.text.hidden_size // heads
+    return 4 * pairs * heads * width
+
+
+def _fusion_attention(config: LlavaMiniConfig, num_frames: int, words: int) -> int:
+    """Operations of attention in pre-fusion: the vision rows among themselves, then the words against all."""
+    layers = config.prefusion_num_layers
+    if not layers or not num_frames:
+        return 0
+    passing = config.vision_tokens_from == "prefusion"
+    outputs = config.tokens_per_frame if passing else 0
+    rows = config.patches_per_frame + (outputs if config.reducer != "identity" else 0)
+    pairs = (layers - 1) * rows**2 + outputs * rows + layers * words * (rows + words)
+    return num_frames * _attention(config, pairs)
 
 
 def _total(work: ByPart) -> int:

@@ -47,7 +47,7 @@ STAGE_2 = Rates()
 def tuning_stage(name: str, parameters: Iterable[str], rates: Rates) -> Stage:
     """Return the rules of a stage for a model with these parameters.
 
-    A part that the model does not have gets no rule. In a part with low-rank updates, these train and the rest does not.
+    A part that the model does not have gets no rule. Where a part has low-rank updates, they alone train.
 
     Args:
         name: Of the stage.
