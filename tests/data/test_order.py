@@ -57,7 +57,8 @@ def test_micro_batches_of_a_kind_are_as_few_as_hold_the_samples_and_of_one_size_
 def test_each_epoch_has_an_order_of_its_own_and_each_seed_too():
     batches = order()
     assert epoch(batches, 0) != epoch(batches, 1)
-    assert {frozenset(batch) for batch in epoch(batches, 0)} != {frozenset(batch) for batch in epoch(batches, 1)}
+    together = [{frozenset(batch) for batch in epoch(batches, number) if len(batch) > 1} for number in (0, 1)]
+    assert len(together[0] & together[1]) < 0.1 * len(together[0])
     assert epoch(batches) != epoch(order(seed=2))
 
 
