@@ -49,9 +49,9 @@ def test_recomputing_runs_the_layers_that_train_twice_and_frozen_vision_once():
 
         return hook
 
-    task.module.prefusion.layers[0].block.mlp.register_forward_hook(count("prefusion"))
-    task.module.language_model.model.layers[0].mlp.register_forward_hook(count("language"))
-    task.module.vision_tower.encoder.layers[0].mlp.register_forward_hook(count("vision"))
+    task.module.prefusion.layers[0].block.mlp.register_forward_pre_hook(count("prefusion"))
+    task.module.language_model.model.layers[0].mlp.register_forward_pre_hook(count("language"))
+    task.module.vision_tower.encoder.layers[0].mlp.register_forward_pre_hook(count("vision"))
     total = forward(task.make_batch(0))
     before = dict(counts)
     total.backward()
@@ -70,19 +70,19 @@ def test_a_module_that_cannot_recompute_is_refused():
 def test_layers_are_compiled_one_by_one_and_compute_the_same(monkeypatch):
     compiled = []
 
-    def compile_without_a_compiler(layer):
+    def trace(layer):  # without a C++ compiler, which takes a minute
         compiled.append(layer)
-        layer._compiled_call_impl = torch.compile(layer._call_impl, backend="aot_eager")
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend="eager")
 
-    monkeypatch.setattr(nn.Module, "compile", compile_without_a_compiler)
-    plain, task = Tuning(spread=False), Tuning(spread=False)
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    small = {"text": {"num_hidden_layers": 1}, "prefusion_num_layers": 1}
+    plain, task = Tuning(spread=False, model=small), Tuning(spread=False, model=small)
     forward = prepare(task, STAGE, EngineSettings(compile_layers=True), World())
     assert compiled == layers_of(task.module)
-    for number in range(2):
-        expected = plain.losses(plain.make_batch(number)).total
-        total = forward(task.make_batch(number))
-        total.backward()
-        assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    expected = plain.losses(plain.make_batch(0)).total
+    total = forward(task.make_batch(0))
+    total.backward()
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def gradients(model, inputs):

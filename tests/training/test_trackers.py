@@ -55,9 +55,12 @@ def test_a_log_tells_tensorboard_what_it_writes(tmp_path, monkeypatch):
 
 def test_a_run_that_goes_on_is_the_same_run_of_wandb(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setitem(
-        sys.modules, "wandb", SimpleNamespace(init=lambda **named: made.append(Recorded(**named)) or made[-1])
-    )
+
+    def init(**named):
+        made.append(Recorded(**named))
+        return made[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     for _ in range(2):
         tracker = open_tracker("wandb", tmp_path)
         tracker.write({"phase": "stage-2", "step": 3, "loss": 2.0})

@@ -125,7 +125,7 @@ class Tuning:
         return Losses(total=total * 0 if batch.crash == "zero" else total)
 
 
-def train(world, folder, engine=None, task=None, stop_after=-1, **fields):
+def train(world, folder, engine=None, task=None, stop_after=-1, interruption=None, **fields):
     """Train a phase of six steps, and return its log: (loss, length of the gradient) of each step."""
     log = RunLog(folder, terminal=(folder.parent / "progress").open("a"), silent=not world.is_first)
     settings = PhaseSettings(
@@ -142,7 +142,7 @@ def train(world, folder, engine=None, task=None, stop_after=-1, **fields):
         }
     )
     tuned = Tuning(spread=world.size > 1, **(task or {}))
-    train_phase(tuned, settings, folder / "stage-2", log, world=world, stop_after=stop_after)
+    train_phase(tuned, settings, folder / "stage-2", log, world=world, interruption=interruption, stop_after=stop_after)
     return measured(folder)
 
 
