@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class CheckpointFolders:
                         f"{self.folder} is not the same folder on all machines of the run. Give one that they share."
                     )
                 time.sleep(0.1)
-                os.listdir(self.folder)  # makes a network disk look again
+                newest_folder(self.folder)  # makes a network disk look again
 
         self.world.each(look)
 
@@ -181,7 +181,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once, though its module may have two names for it, and what is stored besides; to be read into."""
+    """Every parameter once, under the first of its names, and what is stored besides: to be read into."""
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     all_names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name: value for name, value in module.state_dict().items() if name not in all_names}
@@ -195,9 +195,7 @@ def _tensors(module: nn.Module, optimizer: MasterAdamW) -> dict[str, Tensor]:
 
 
 def _write(draft: Path, tensors: Mapping[str, Tensor], world: World) -> None:
-    writer = HuggingFaceStorageWriter(
-        str(draft), fqn_to_index_mapping=_files_of(tensors.items()), save_distributed=True
-    )
+    writer = HuggingFaceStorageWriter(str(draft), fqn_to_index_mapping=_files_of(tensors, world), save_distributed=True)
     _alone_is_fine(lambda: checkpoint.save(dict(tensors), storage_writer=writer, no_dist=world.size == 1))
 
 
@@ -216,10 +214,14 @@ def _stored_names(path: Path) -> set[str]:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}). {_ADVICE}") from error
 
 
-def _files_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+def _files_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, int]:
     """Spread tensors over files of about ``FILE_BYTES``, counted from 1, the same in every process."""
     files, number, size = {}, 1, 0
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0].startswith("random.")):  # which differ in name
+    for name, tensor in tensors.items():
+        if name.startswith("random."):
+            kind = name.rpartition(".")[0]
+            files |= {f"{kind}.{rank}": 1 for rank in range(world.size)}
+            continue
         num_bytes = tensor.numel() * tensor.element_size()
         if size and size + num_bytes > FILE_BYTES:
             number, size = number + 1, 0

@@ -2,7 +2,8 @@
 
 Layers that are spread over processes are put together by all of them at once. A process whose micro-batch holds only
 text would skip vision and pre-fusion, and the others would wait for it forever. One more prompt with a black frame and
-without labels makes it take part: its gradients are exactly zero.
+without labels makes it take part: its gradients are exactly zero. The same helps where only the vision side trains, and
+a loss on text alone has no gradient at all.
 """
 
 import torch

@@ -13,6 +13,7 @@ frames therefore gets one that teaches nothing (``idle_frames.py``), and all fra
 """
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -117,7 +118,8 @@ def set_accumulating(forward: Forward, strategy: Strategy, *, is_last: bool) -> 
 
 def _topmost(module: nn.Module, names: set[str]) -> Iterator[nn.Module]:
     for child in module.children():
-        if type(child).__name__ in names and any(True for _ in child.parameters()):
+        splits = isinstance(child, PreTrainedModel) or not any(True for _ in child.parameters())
+        if type(child).__name__ in names and not splits:
             yield child
         else:
             yield from _topmost(child, names)
@@ -127,6 +129,8 @@ def _shard(forward: Forward, strategy: Strategy, world: World) -> None:
     for part in forward.modules():
         if isinstance(part, LlavaMiniForConditionalGeneration):
             part.frames_per_pass = sys.maxsize  # as many passes in every process
+    # Nothing changes what a layer returned in place: what is warned of cannot happen.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     shape = (world.size, 1) if strategy == "ddp" else (world.size,)
     names = ("replicate", "shard") if strategy == "ddp" else ("shard",)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
@@ -157,7 +161,7 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 def _share_weights(unit: nn.Module, world: World) -> None:
     """Bring what is not spread yet to the device, what trains into float32, and give all the weights of rank 0."""
     for part in unit.modules():
-        for name, parameter in part.named_parameters(recurse=False):
+        for parameter in part.parameters(recurse=False):
             if isinstance(parameter, DTensor):
                 continue
             dtype = torch.float32 if parameter.requires_grad else parameter.dtype
@@ -169,16 +173,25 @@ def _share_weights(unit: nn.Module, world: World) -> None:
 
 
 def _checkpoint_activations(module: nn.Module) -> None:
-    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
-    able = [model for model in models if model.supports_gradient_checkpointing]
+    able = list(_outermost_models(module))
     if not able:
         raise ValueError(
             "checkpoint_activations needs a transformers model that can recompute its layers; this module holds none."
         )
     for model in able:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer name
+        enable({"use_reentrant": False})
     for layer in layers_of(module):
         if not any(parameter.requires_grad for parameter in layer.parameters()):
             for part in layer.modules():
                 if hasattr(part, "gradient_checkpointing"):
                     part.gradient_checkpointing = False  # nothing is kept of what is frozen and reads frozen things
+
+
+def _outermost_models(module: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the transformers models that can recompute their layers, and none that lie in another."""
+    if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost_models(child)

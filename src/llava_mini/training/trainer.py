@@ -7,36 +7,29 @@ run that was killed at any moment goes on from its last checkpoint exactly as it
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from llava_mini.data.quarantine import Damaged, QuarantineLog
-from llava_mini.training.checkpoints import (
-    Facts,
-    random_states,
-    read_checkpoint,
-    read_facts,
-    restore_random_states,
-    write_checkpoint,
-)
+from llava_mini.data.quarantine import QuarantineLog
 from llava_mini.training.devices import Hardware, fuse_attention, to_device
-from llava_mini.training.folders import CheckpointFolders, load_folder, newest_folder, read_folder_facts
 from llava_mini.training.interruption import Interruption
+from llava_mini.training.measures import Losses as Losses
+from llava_mini.training.measures import Measured, Position, Share, means
 from llava_mini.training.optimizer import MasterAdamW, OptimizerSettings, rate_share
 from llava_mini.training.prefetch import Prefetch
 from llava_mini.training.run_log import Progress, RunLog
-from llava_mini.training.sharding import EngineSettings, Forward, prepare, set_accumulating
+from llava_mini.training.sharding import EngineSettings, prepare, set_accumulating
 from llava_mini.training.stages import Stage, apply_stage
+from llava_mini.training.stores import load_weights as load_weights
+from llava_mini.training.stores import progress_of as progress_of
+from llava_mini.training.stores import store_of
 from llava_mini.training.world import World
-
-CHECKPOINT = "checkpoint.safetensors"
-"""Name of the file that a phase of one process goes on from."""
 
 QUARANTINE = "quarantine.jsonl"
 """Name of the list of samples that were left out, in the folder of a phase."""
@@ -45,18 +38,6 @@ NAMED_SAMPLES = 20
 """Most samples that an error names."""
 
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """What a step has to make small."""
-
-    total: Tensor
-    """Scalar, with gradients."""
-    parts: dict[str, float] = field(default_factory=dict)
-    """Named losses for the log."""
-    right: dict[str, float] = field(default_factory=dict)
-    """Named shares of right answers for the log, 0 to 1."""
 
 
 class Task(Protocol):
@@ -163,93 +144,9 @@ def train_phase(
     """
     hardware, interruption = hardware or Hardware(), interruption or Interruption()
     world = world or World(device=hardware.device)
-    with interruption.deferred(), world.guarded():
+    with world.guarded():
         phase = _Phase(task, settings, folder, replace(hardware, device=world.device), world)
-        finished = phase.run(log, interruption, stop_after)
-    return finished
-
-
-def progress_of(folder: Path) -> tuple[int, float]:
-    """Return how many steps the checkpoint in ``folder`` has seen, and the seconds they took; 0 without one."""
-    newest, path = newest_folder(folder), folder / CHECKPOINT
-    facts = read_folder_facts(newest) if newest else read_facts(path) if path.exists() else {}
-    return int(facts.get("step", 0)), float(facts.get("seconds", 0.0))
-
-
-def load_weights(module: nn.Module, folder: Path) -> None:
-    """Load the weights of the newest checkpoint in ``folder`` into the module that was trained, in one process."""
-    if newest := newest_folder(folder):
-        load_folder(module, newest)
-        return
-    tensors, _ = read_checkpoint(folder / CHECKPOINT)
-    _load_module(module, tensors)
-
-
-@dataclass
-class _Position:
-    """How far a phase is, and what was measured since the last line of the log."""
-
-    step: int = 0
-    """Steps done."""
-    seconds: float = 0.0
-    """Time they took, over all starts; steps that were lost and run again are counted once."""
-    sums: dict[str, list[float]] = field(default_factory=dict)
-    """Sum and number of each measured value."""
-    sums_right: dict[str, list[float]] = field(default_factory=dict)
-    saving_seconds: float = 1.0
-    """What the last checkpoint took to write."""
-
-    def advance(self, values: Mapping[str, float], right: Mapping[str, float], seconds: float) -> None:
-        self.step += 1
-        self.seconds = seconds
-        for sums, measured in ((self.sums, values), (self.sums_right, right)):
-            for name, value in measured.items():
-                before, number = sums.get(name, (0.0, 0))
-                sums[name] = [before + value, number + 1]
-
-    @classmethod
-    def from_facts(cls, facts: Facts) -> "_Position":
-        return cls(**{name: facts[name] for name in ("step", "seconds", "sums", "sums_right")})
-
-    def to_facts(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "sums": self.sums, "sums_right": self.sums_right}
-
-    def take_means(self) -> dict[str, Any]:
-        """Return the means of what was measured, those of right answers under ``right``, and begin anew."""
-        means, right = (
-            {name: total / number for name, (total, number) in sums.items()} for sums in (self.sums, self.sums_right)
-        )
-        self.sums, self.sums_right = {}, {}
-        return {**means, "right": right} if right else means
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What one process brings to a step, known before anything is computed."""
-
-    weight: float
-    ids: tuple[str, ...]
-    damaged: tuple[Damaged, ...]
-
-
-@dataclass
-class _Measured:
-    """What one process found in a step: sums, weighed by micro-batch, with the weights that they have to be divided by."""
-
-    losses: dict[str, tuple[float, float]] = field(default_factory=dict)
-    right: dict[str, tuple[float, float]] = field(default_factory=dict)
-    bad: tuple[str, ...] = ()
-    """Samples of micro-batches whose loss is not finite."""
-    ends: bool = False
-    """Whether this process has to end after the step."""
-    saves: bool = False
-    """Whether it is time for a checkpoint."""
-
-    def add(self, losses: Losses, total: float, weight: float) -> None:
-        for sums, values in ((self.losses, {"loss": total, **losses.parts}), (self.right, losses.right)):
-            for name, value in values.items():
-                before, weights = sums.get(name, (0.0, 0.0))
-                sums[name] = (before + value * weight, weights + weight) if weight else (before, weights)
+        return phase.run(log, interruption, stop_after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +166,7 @@ class _Phase:
 
     def __init__(self, task: Task, settings: PhaseSettings, folder: Path, hardware: Hardware, world: World) -> None:
         self.task, self.settings, self.hardware, self.world = task, settings, hardware, world
-        self.store = _store_of(folder, settings, world)
+        self.store = store_of(folder, settings.keep_last, world)
         self.store.open()
         if world.size == 1:
             hardware.place(task.module)
@@ -279,8 +176,8 @@ class _Phase:
         self.optimizer = MasterAdamW(apply_stage(task.module.named_parameters(), settings.stage), settings.optimizer)
         if world.rank:
             torch.manual_seed((torch.initial_seed() + world.rank) % 2**63)  # or all would drop out the same
-        facts = self.store.resume(task.module, self.optimizer, self._facts(_Position()))
-        self.at = _Position.from_facts(facts)
+        facts = self.store.resume(task.module, self.optimizer, self._facts(Position()))
+        self.at = Position.from_facts(facts)
         self.quarantine = QuarantineLog(
             folder / QUARANTINE if world.is_first else None,
             max_share=settings.max_damaged_share,
@@ -295,6 +192,8 @@ class _Phase:
         with (
             log.phase(settings.name, at.step, settings.num_steps) if self.world.is_first else nullcontext() as progress,
             Prefetch(make, end=settings.num_steps * settings.accumulate, workers=self.hardware.workers) as batches,
+            interruption.deferred(),
+            self.world.guarded(),  # in here: whoever ends all processes because of one waits until the cause is known
         ):
             saved_at = time.monotonic()
             started_at = saved_at - at.seconds
@@ -326,13 +225,13 @@ class _Phase:
         self.task.module.eval()
         return at.step == settings.num_steps
 
-    def _draw(self, batch_of: Callable[[int], Any]) -> list[_Share]:
+    def _draw(self, batch_of: Callable[[int], Any]) -> list[Share]:
         """Make the micro-batches of this process, and return what all processes bring to the step."""
 
-        def draw() -> _Share:
+        def draw() -> Share:
             self._batches = [batch_of(number) for number in range(self.settings.accumulate)]
             self._weights = [self._weight(batch) for batch in self._batches]
-            return _Share(
+            return Share(
                 weight=math.fsum(self._weights),
                 ids=_ids_of(self._batches),
                 damaged=tuple(one for batch in self._batches for one in getattr(batch, "damaged", ())),
@@ -341,21 +240,22 @@ class _Phase:
         shares = self.world.each(draw)
         damaged = [one for share in shares for one in share.damaged]
         num_samples = len(damaged) + sum(len(share.ids) for share in shares)
-        self.world.each(lambda: self.quarantine.add(damaged, num_samples=num_samples)) if damaged else (
+        if damaged:
+            self.world.each(lambda: self.quarantine.add(damaged, num_samples=num_samples))
+        else:
             self.quarantine.add((), num_samples=num_samples)
-        )
         self.quarantine.check()
         if not math.fsum(share.weight for share in shares) > 0:
             raise ValueError(
-                f"Step {self.at.step} of phase {self.settings.name!r} supervises nothing: no sample of it has an answer "
-                f"to learn{_named(share.ids for share in shares)}. Look at the labels of these samples."
+                f"Step {self.at.step} of phase {self.settings.name!r} supervises nothing: no sample has an answer to "
+                f"learn{_named(share.ids for share in shares)}. Look at the labels of these samples."
             )
         return shares
 
-    def _compute(self, shares: list[_Share]) -> _Measured:
+    def _compute(self, shares: list[Share]) -> Measured:
         """Add up the gradients of the micro-batches of this process, as their shares of the step."""
         total_weight = math.fsum(share.weight for share in shares)
-        measured, last = _Measured(), self.settings.accumulate - 1
+        measured, last = Measured(), self.settings.accumulate - 1
         for number, (batch, weight) in enumerate(zip(self._batches, self._weights, strict=True)):
             set_accumulating(self.forward, self.settings.engine.strategy, is_last=number == last)
             loss = self.forward(to_device(batch, self.hardware.device))
@@ -370,14 +270,14 @@ class _Phase:
         return measured
 
     def _checked(
-        self, gathered: list[_Measured], norm: float, shares: list[_Share]
+        self, gathered: list[Measured], norm: float, shares: list[Share]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Return losses and shares of right answers of the step over all processes.
 
         Raises:
             ValueError: If the loss is zero, or it or the gradient is not finite.
         """
-        losses = _means([one.losses for one in gathered])
+        losses = means([one.losses for one in gathered])
         loss, bad = losses["loss"], [one.bad for one in gathered if one.bad]
         samples = _named(bad or [share.ids for share in shares])
         at = f"of phase {self.settings.name!r} is {{}} at step {self.at.step}{samples}. {self.store.last_good}"
@@ -394,7 +294,7 @@ class _Phase:
                 f"The length of the gradient {at.format(norm)} Lower the learning rates of the stage, or look at the "
                 "data of this step."
             )
-        return losses, _means([one.right for one in gathered])
+        return losses, means([one.right for one in gathered])
 
     def _report(self, log: RunLog, progress: Progress | None, share: float, norm: float, loss: float) -> None:
         settings, at, quarantine = self.settings, self.at, self.quarantine
@@ -417,100 +317,18 @@ class _Phase:
     def _weight(self, batch: Any) -> float:
         return float(self.task.weight(batch)) if isinstance(self.task, WeighingTask) else 1.0
 
-    def _facts(self, at: _Position) -> dict[str, Any]:
+    def _facts(self, at: Position) -> dict[str, Any]:
         facts = {
             "phase": self.settings.name,
             "num_steps": self.settings.num_steps,
             "micro_batches": self.settings.accumulate * self.world.size,
             **at.to_facts(),
         }
-        return facts if at.step == 0 else facts | {
-            "samples": self.quarantine.num_samples, "damaged": self.quarantine.num_damaged
-        }
-
-
-class _OneFile:
-    """Checkpoints of one process: a file that each replaces."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / CHECKPOINT
-        self.last_good = f"The last good state is in {self.path}."
-
-    def open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def resume(self, module: nn.Module, optimizer: MasterAdamW, expected: Facts) -> Facts:
-        """Go on from the file, which is written first if there is none: random numbers go on from it, too."""
-        if not self.path.exists():
-            self.save(module, optimizer, expected)
-        tensors, facts = read_checkpoint(self.path)
-        _check_facts(self.path, facts, expected)
-        _load_module(module, tensors)
-        optimizer.restore(_part(tensors, "optimizer."))
-        restore_random_states(_part(tensors, "random."))
-        return facts
-
-    def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
-        tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
-        tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
-        tensors |= {f"random.{name}": value for name, value in random_states().items()}
-        write_checkpoint(self.path, tensors, facts)
-
-
-class _Folders:
-    """Checkpoints of any number of processes: a folder each."""
-
-    def __init__(self, checkpoints: CheckpointFolders) -> None:
-        self.checkpoints = checkpoints
-
-    @property
-    def last_good(self) -> str:
-        newest = newest_folder(self.checkpoints.folder)
-        return f"The last good state is in {newest}." if newest else "There is no checkpoint yet."
-
-    def open(self) -> None:
-        self.checkpoints.open()
-
-    def resume(self, module: nn.Module, optimizer: MasterAdamW, expected: Facts) -> Facts:
-        newest = self.checkpoints.newest()
-        if newest is None:
-            return expected
-        _check_facts(newest, read_folder_facts(newest), expected)
-        return self.checkpoints.load(newest, module, optimizer)
-
-    def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
-        self.checkpoints.save(module, optimizer, facts)
-
-
-def _store_of(folder: Path, settings: PhaseSettings, world: World) -> _OneFile | _Folders:
-    if settings.keep_last is not None:
-        return _Folders(CheckpointFolders(folder=folder, keep_last=settings.keep_last, world=world))
-    if world.size > 1:
-        raise ValueError(
-            f"Phase {settings.name!r} keeps its checkpoints in one file, but there are {world.size} processes. Give "
-            "keep_last."
+        return (
+            facts
+            if at.step == 0
+            else facts | {"samples": self.quarantine.num_samples, "damaged": self.quarantine.num_damaged}
         )
-    return _OneFile(folder)
-
-
-def _check_facts(path: Path, facts: Facts, expected: Facts) -> None:
-    known = {name: expected[name] for name in ("phase", "num_steps", "micro_batches")}
-    found = {"micro_batches": 1, **{name: facts.get(name) for name in known if name in facts}}
-    if found != known:
-        what = "folder" if path.is_dir() else "file"
-        raise ValueError(
-            f"{path} holds {found} but this run has {known}. Give another folder, remove the {what}, or keep "
-            "accumulate times the number of processes as it was."
-        )
-
-
-def _means(parts: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
-    sums: dict[str, tuple[float, float]] = {}
-    for part in parts:
-        for name, (value, weight) in part.items():
-            before, weights = sums.get(name, (0.0, 0.0))
-            sums[name] = before + value, weights + weight
-    return {name: value / weight for name, (value, weight) in sums.items() if weight}
 
 
 def _ids_of(batches: Iterable[Any]) -> tuple[str, ...]:
@@ -522,11 +340,3 @@ def _named(ids: Iterable[tuple[str, ...]]) -> str:
     names = [name for part in ids for name in part]
     more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
     return f" (samples {', '.join(names[:NAMED_SAMPLES])}{more})" if names else ""
-
-
-def _load_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    module.load_state_dict(_part(tensors, "module."))
-
-
-def _part(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
-    return {name.removeprefix(beginning): value for name, value in tensors.items() if name.startswith(beginning)}

@@ -10,8 +10,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -89,7 +89,8 @@ class World:
             own = torch.device("cuda", local_rank)
             torch.cuda.set_device(own)
         timeout = timedelta(minutes=minutes)
-        store, _, _ = next(iter(distributed.rendezvous("env://", rank, size, timeout=timeout)))
+        place = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+        store, _, _ = next(iter(distributed.rendezvous(place, rank, size, timeout=timeout)))
         distributed.init_process_group(
             backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
             store=store,
@@ -164,7 +165,7 @@ class World:
         try:
             yield
         except Exception as error:
-            if self.board is None:
+            if self.board is None or self.board.cause:  # known, or a guard inside this one has seen to it
                 raise
             if not _is_broken_connection(error):
                 self.board.post(_in_one_line(error), f"Rank {self.rank} failed. ")
@@ -225,6 +226,7 @@ class Board:
         self.host = socket.gethostname() + _boot_id()
         self.store.set(f"process/{rank}", f"{self.host} {os.getpid()}")
         self._processes = [self.store.get(f"process/{other}").decode().rsplit(" ", 1) for other in range(size)]
+        """Machine and process of each rank."""
 
     @property
     def speaker(self) -> int:
@@ -239,11 +241,10 @@ class Board:
             beginning: What the others put before it.
         """
         self.cause = cause
-        try:
+        with suppress(RuntimeError, OSError):  # if the store has ended, too, nobody can be told
             number = self.store.add("posts", 1)
             self.store.set(f"post/{number}", beginning + cause)
-        except (RuntimeError, OSError):
-            pass  # the store has ended, too: nobody can be told
+            self.store.set(f"ended/{self.rank}", "yes")
 
     def find_cause(self) -> str:
         """Return why the connection to another process broke, on one line, and leave word of it.
@@ -262,27 +263,22 @@ class Board:
                     if not found:
                         time.sleep(0.05)
         except (RuntimeError, OSError):
-            found = self._killed() or "The process that holds the rendezvous has ended, and with it the run."
-        if not found:
-            found = "A process on another machine ended without a word, or the network between the machines failed."
+            found = self._killed() or "The process that holds the rendezvous has ended, or cannot be reached."
+        found = found or self._silent()
         self.post(found)
         return found
 
     def told(self) -> None:
         """Let the others end: the error is on the terminal."""
-        try:
+        with suppress(RuntimeError, OSError):
             self.store.set("told", "yes")
-        except (RuntimeError, OSError):
-            pass
 
     def wait_until_told(self) -> None:
         """Wait until the error is on the terminal; a launcher ends all processes when the first one ends."""
         until = time.monotonic() + ANSWER_SECONDS
-        try:
+        with suppress(RuntimeError, OSError):
             while time.monotonic() < until and not self.store.check(["told"]):
                 time.sleep(0.05)
-        except (RuntimeError, OSError):
-            pass
 
     def _killed(self) -> str:
         """Name the processes of this machine that are gone."""
@@ -291,11 +287,25 @@ class Board:
         }
         if not self.lost:
             return ""
-        names = " and ".join(f"rank {rank} (process {self._processes[rank][1]})" for rank in sorted(self.lost))
         return (
-            f"{names[0].upper()}{names[1:]} ended without a word: it was killed, perhaps because memory ran out. The "
-            "same command goes on from the last checkpoint."
+            f"{self._names(self.lost)} ended without a word: killed, perhaps because memory ran out. The same command "
+            "goes on from the last checkpoint."
         )
+
+    def _silent(self) -> str:
+        """Name the processes of other machines that have left no word."""
+        others = [rank for rank, (host, _) in enumerate(self._processes) if host != self.host]
+        silent = {rank for rank in others if not self.store.check([f"ended/{rank}"])}
+        self.lost |= silent
+        return (
+            f"{self._names(silent or others)} ended without a word, or the network to that machine failed. The same "
+            "command goes on from the last checkpoint."
+        )
+
+    def _names(self, ranks: Iterable[int]) -> str:
+        named = [(rank, *self._processes[rank]) for rank in sorted(ranks)]
+        text = " and ".join(f"rank {rank} (process {pid} on {host.split('/')[0]})" for rank, host, pid in named)
+        return text[:1].upper() + text[1:]
 
 
 def _is_broken_connection(error: BaseException) -> bool:
