@@ -109,13 +109,15 @@ def content_key(medium: MediaFile) -> str:
     """The SHA-256 of an image's file.
 
     Raises:
-        ValueError: There is no such file.
-        OSError: It cannot be read.
+        ValueError: There is no such file, or it cannot be read.
     """
     source = medium.source
     if isinstance(source, str) and source.startswith("data:"):
         source = source.encode()
-    content = source if isinstance(source, bytes) else existing_file(source, "image").read_bytes()
+    try:
+        content = source if isinstance(source, bytes) else existing_file(source, "image").read_bytes()
+    except OSError as error:
+        raise ValueError(f"The file {medium} cannot be read ({error.strerror}). Change its permissions.") from error
     return hashlib.sha256(content).hexdigest()
 
 
@@ -302,7 +304,7 @@ def plan_features(images: Iterable[MediaFile], folder: Path, kind: FeatureKind) 
 def _key_or_reason(image: MediaFile) -> str | Damaged:
     try:
         return content_key(image)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return Damaged(id=str(image), media=str(image), reason=str(error))
 
 

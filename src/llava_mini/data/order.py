@@ -68,8 +68,8 @@ class BatchOrder:
             seed: From 0 on.
             alike: So many consecutive micro-batches are of one kind and similar length. With the number of ranks, none
                 waits for another that has more to do.
-            pool: So many micro-batches' worth of samples, drawn at random, are sorted by length together. More: less
-                padding, and samples of one length meet more often.
+            pool: So many micro-batches' worth of samples, drawn at random, are sorted by length together, at most a
+                quarter of those of a kind. More: less padding, and the same samples meet more often.
 
         Raises:
             ValueError: A number is too small, or a kind has no size.
@@ -168,8 +168,9 @@ class BatchOrder:
             if not cells:
                 continue
             drawn = generator.permutation(np.concatenate([self._draw(number, kind, *cell) for cell in cells]))
-            samples.append(self._by_length(drawn, self.batch_sizes[KINDS[kind]] * self.pool))
             num_batches = self._num_batches(kind, len(drawn))
+            pool = max(min(self.pool, num_batches // 4), 1)
+            samples.append(self._by_length(drawn, self.batch_sizes[KINDS[kind]] * pool))
             edges = np.arange(num_batches + 1) * len(drawn) // num_batches + offset
             bounds = np.stack([edges[:-1], edges[1:]], axis=1)  # [batches, 2]
             blocks += [bounds[start : start + self.alike] for start in range(0, num_batches, self.alike)]

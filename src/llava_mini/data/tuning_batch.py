@@ -7,7 +7,7 @@ read is left out of its batch and named there.
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -141,14 +141,14 @@ class TuningCollator:
             with ExitStack() as files:
                 return self._row(sample, at, files)
         except ValueError as error:
-            return Damaged(id=sample.id, media=at.media, reason=" ".join(str(error).split()))
+            return Damaged(id=sample.id, media=at.media, reason=_one_line(error, at.written))
 
     def _row(self, sample: Sample, at: "_At", files: ExitStack) -> "_Row":
         """One prompt with its frames. Says in ``at`` which medium it looks at."""
         media = []
         for medium in sample.media:
             at.media = str(medium)
-            media.append(_on_disk(medium, files))
+            media.append(_on_disk(medium, at, files))
         at.media = ""
         inputs = self.processor.stream(
             replace(sample, media=tuple(media)).conversation(),
@@ -156,13 +156,18 @@ class TuningCollator:
             fps=self.sampling.fps,
             max_frames=self.sampling.max_frames,
             add_generation_prompt=False,
+            whole=True,
         )
         store = self.features if all(medium.kind == "image" for medium in sample.media) else None
         frames = []
         for number, medium in enumerate(sample.media):
             at.media = str(medium)
             assert isinstance(inputs.pixel_values, MediaStream)
-            frames.append(_frames(inputs.pixel_values, number) if store is None else store.read(medium)[None])
+            if store is not None:
+                frames.append(store.read(medium)[None])  # [1, V, patches, E]
+                continue
+            chunks = inputs.pixel_values.chunks(number)
+            frames.append(torch.cat([chunk.pixel_values for chunk in chunks]))  # [F, V, 3, S, S]
         at.media = ""
         assert inputs.answer_mask is not None
         ids, answers = inputs.input_ids, inputs.answer_mask.bool()  # [1, T], one token for each medium
@@ -223,16 +228,19 @@ class TuningBatches:
             try:
                 samples.append(self.samples[number])
             except ValueError as error:
-                damaged.append(Damaged(id=self.samples.id_of(number), media="", reason=str(error)))
+                damaged.append(Damaged(id=self.samples.id_of(number), media="", reason=_one_line(error)))
         batch = self.collator(samples)
         return replace(batch, damaged=(*damaged, *batch.damaged))
 
 
 @dataclass
 class _At:
-    """Which medium is being read, in words; empty for none."""
+    """What is being read."""
 
     media: str = ""
+    """Which medium, in words; empty for none."""
+    written: list[Path] = field(default_factory=list)
+    """Files that bytes of the sample were written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,32 +259,24 @@ class _Row:
     """Whether ``frames`` are features."""
 
 
-def _on_disk(medium: MediaFile, files: ExitStack) -> MediaFile:
+def _one_line(error: ValueError, written: Sequence[Path] = ()) -> str:
+    """What is wrong, without line ends and names of files that nobody else knows."""
+    text = " ".join(str(error).split())
+    for path in written:
+        text = text.replace(repr(str(path)), "of the record")
+    return text
+
+
+def _on_disk(medium: MediaFile, at: _At, files: ExitStack) -> MediaFile:
     """The medium, if its file exists; the bytes of a film as a file, which FFmpeg can go back and forth in."""
     if medium.kind == "video" and isinstance(medium.source, bytes):
         path = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="llava-mini-"))) / "film"
         path.write_bytes(medium.source)
+        at.written.append(path)
         return MediaFile(kind="video", source=path)
     if not isinstance(medium.source, bytes) and not str(medium.source).startswith("data:"):
         existing_file(medium.source, medium.kind)
     return medium
-
-
-def _frames(stream: MediaStream, number: int) -> Tensor:
-    """All frames of a medium: [F, V, 3, S, S].
-
-    Raises:
-        ValueError: it cannot be read, or not to its end.
-    """
-    chunks = list(stream.chunks(number))
-    pixels = torch.cat([chunk.pixel_values for chunk in chunks])
-    wanted = chunks[0].total
-    if wanted is not None and len(pixels) < wanted:
-        raise ValueError(
-            f"The video is damaged: only {len(pixels)} of the {wanted} frames that are to be seen can be decoded. Get "
-            "the file again."
-        )
-    return pixels
 
 
 def _padded(rows: Sequence[Tensor], value: int) -> Tensor:
