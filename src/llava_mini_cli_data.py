@@ -31,9 +31,9 @@ class Synth:
 
     def run(self) -> None:
         """Write."""
-        from llava_mini import commands
+        from llava_mini import data_commands
 
-        commands.synth(
+        data_commands.synth(
             self.folder,
             split=self.split,
             images=self.images,
@@ -84,7 +84,7 @@ class Check:
 
     def run(self) -> int:
         """Read."""
-        from llava_mini import commands
+        from llava_mini import data_commands
         from llava_mini.data.check import CheckSettings
 
         settings = CheckSettings(
@@ -97,15 +97,52 @@ class Check:
             examples=self.samples,
             processes=self.processes,
         )
-        clean = commands.check(self.files, self.media, self.model, settings, quarantine=self.quarantine)
+        clean = data_commands.check(self.files, self.media, self.model, settings, quarantine=self.quarantine)
         return 0 if clean else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Compute what the vision tower says of all images, once, for trainings in which it is frozen.
+
+    What it costs on disk is told first, and refused if it does not fit; the same command goes on where it was cut off.
+    The exit code is 0 when all images could be read, 1 when some could not.
+    """
+
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="")]
+    """JSON or JSONL files of records in the format of LLaVA."""
+    output: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
+    """The folder of the features. Those of several models can be in one."""
+    media: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Where the paths in the records start. Left out: the folder of each file."""
+    model: Annotated[str, arg(metavar="MODEL")] = "tiny"
+    """Whose vision tower: the embedded model (tiny), a folder, or a repository on the Hugging Face Hub."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
+    """cpu, cuda, cuda:N or mps. Left out: the fastest there is."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(metavar="FORMAT", help_behavior_hint="")] = (
+        None
+    )
+    """float32, bfloat16 or float16: the one of the training. Left out: what suits the device and the model's size."""
+
+    def run(self) -> int:
+        """Compute."""
+        from llava_mini import data_commands
+
+        complete = data_commands.features(
+            self.files, self.media, self.output, self.model, device=self.device, dtype=self.dtype
+        )
+        return 0 if complete else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Make data to train on, and see what training will find in it."""
 
-    command: Annotated[Synth, subcommand("synth")] | Annotated[Check, subcommand("check")]
+    command: (
+        Annotated[Synth, subcommand("synth")]
+        | Annotated[Check, subcommand("check")]
+        | Annotated[Features, subcommand("features")]
+    )
 
     def run(self) -> int | None:
         """Do it."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import transformers
 from tqdm import tqdm
@@ -33,9 +33,6 @@ from llava_mini.inference.media import media_parts
 from llava_mini.inference.settings import AnswerSettings, Caching
 from llava_mini.inference.watch import Watch
 from llava_mini.model import cost
-
-if TYPE_CHECKING:
-    from llava_mini.data.check import CheckSettings
 
 CHAT_HELP = """\
 /add FILE   show one more image or video with the next question
@@ -168,56 +165,6 @@ def export(model: str, destination: Path) -> None:
     print(export(model, destination))
 
 
-def synth(
-    folder: Path, *, split: Split, images: int, clips: int, first: int, questions: int, processes: int | None
-) -> None:
-    """Write records of the drawn world in the format of LLaVA; as in ``data.synthetic.export``."""
-    from llava_mini.data.synthetic.export import ExportSettings, export_world
-
-    settings = ExportSettings(split=split, images=images, clips=clips, first=first, questions=questions)
-    made = export_world(folder, settings, processes=processes)
-    drawn = sum(made.drawn.values())
-    print(f"{made.folder}: {images} images, {clips} clips, {made.num_questions} questions")
-    if not drawn:
-        print("All files were there.")
-        return
-    work = "1 process" if made.processes == 1 else f"{made.processes} processes"
-    print(f"{drawn} files drawn and written in {made.seconds:.1f} s by {work}: {drawn / made.seconds:.0f} per second.")
-    if made.draw_milliseconds:  # 0 without images, and by a clock too coarse for the few there are
-        print(f"One core makes {1000 / made.draw_milliseconds:.0f} images with questions per second, files aside.")
-
-
-def check(
-    files: Sequence[Path], media: Path | None, model: str, settings: "CheckSettings", *, quarantine: Path | None
-) -> bool:
-    """Read records and their media once and print what they are; as in ``data.check``.
-
-    Returns:
-        Whether nothing is damaged, and all is as it was published.
-
-    Raises:
-        ValueError: A file is missing or no list of records, or the quarantine cannot be written.
-    """
-    from llava_mini.data.check import DataCheck, write_quarantine
-    from llava_mini.data.mixture import DataFile, Mixture
-    from llava_mini.processor.processor import LlavaMiniProcessor
-
-    if quarantine is not None:
-        _check_writable(quarantine)
-    if media is not None and not media.is_dir():
-        raise ValueError(f"There is no folder {str(media)!r}. Give the folder where the paths in the records start.")
-    mixture, config = Mixture([DataFile(path=path, media_folder=media) for path in files]), read_config(model)
-    processor = LlavaMiniProcessor.from_pretrained(model if model.count("/") == 1 else locate(model))
-    start, work = time.perf_counter(), DataCheck(mixture, processor, config, settings)
-    with tqdm(total=len(mixture), desc="reading", unit=" records", leave=False, disable=None, file=sys.stderr) as bar:
-        report = work.run(bar.update)
-    print(report.text(), *work.examples(report), sep="\n\n")
-    print(f"\n{len(mixture)} records read in {time.perf_counter() - start:.1f} s")
-    if quarantine is not None:
-        write_quarantine(quarantine, report.damaged)
-    return report.is_clean
-
-
 def train_tiny(
     output: Path | None,
     *,
@@ -273,9 +220,9 @@ def evaluate_tiny(
         )
     folder = locate(loading.model)
     if answers is not None:
-        _check_writable(answers)
+        check_writable(answers)
     for path in card.card_files(folder) if write_card else ():
-        _check_writable(path)
+        check_writable(path)
     engine = loading.engine()
     start, start_work = time.perf_counter(), time.process_time()
     with tqdm(total=bench.total, desc="asking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
@@ -401,7 +348,7 @@ def bench(name: str, given: Mapping[str, object], *, output: Path | None) -> Non
     from llava_mini.benchmarks.run import run_benchmark
 
     if output is not None:
-        _check_writable(output)
+        check_writable(output)
     report = run_benchmark(name, given)
     print(f"{report}\n\n{report.line()}", flush=True)
     if output is not None:
@@ -417,7 +364,7 @@ def _config_of(model: str) -> LlavaMiniConfig:
         raise ValueError(f"{error} The presets are: {', '.join(PRESETS)}.") from error
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Make the folder of a file, and see that the file can be written, before the work for it is done.
 
     Raises:

@@ -166,7 +166,7 @@ def test_examples_show_what_is_fused_what_is_learned_and_frames(folder):
     assert lines[0] == f"sound/image (image: {folder / 'set/good.png'})"
     marks = [line.split("|")[0].strip() for line in lines[1:] if line.split("|")[0].strip()]
     assert marks[:4] == ["fused", "vision", "fused", "learned"]
-    assert "  vision  | 1 tokens" in lines
+    assert "  vision  | 1 token" in lines
     assert next(line for line in lines if line.startswith("  learned")).startswith("  learned | a star")
     assert "fused" not in shown[0]  # nothing to be fused with
 

@@ -8,14 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import llava_mini_cli
 from llava_mini.data import features
-from llava_mini.data.features import FeatureKind, FeatureStore, images_of, plan_features, write_features
+from llava_mini.data.features import FeatureKind, FeatureStore, images_in, plan_features, write_features
 from llava_mini.data.llava_format import sample_from_record
+from llava_mini.data.mixture import DataFile, Mixture
 from llava_mini.data.samples import MediaFile
 from llava_mini.data.tuning_batch import TuningCollator
 from llava_mini.flow import ModelInputs
 from llava_mini.processor.processor import LlavaMiniProcessor
-from tests.tiny_engine import BYTES, picture, tiny_parts, write_film
+from tests.tiny_engine import BYTES, picture, save_tiny, tiny_parts, write_film
 from tests.tiny_models import tiny_model
 
 
@@ -194,7 +196,7 @@ def test_a_batch_with_stored_features_is_fused_to_the_bits_of_one_with_pixels(pa
     model, processor = parts
     folder = images[0].source.parent
     samples = [sample("a", folder, "0.png"), sample("b", folder, "1.png", "2.png"), sample("c", folder)]
-    kind, _ = written(parts, images_of(one.media for one in samples), tmp_path / "features", images_per_pass=3)
+    kind, _ = written(parts, (medium for one in samples for medium in one.media), tmp_path / "features")
     store = FeatureStore(tmp_path / "features", kind)
     plain = TuningCollator(processor)(samples)
     stored = TuningCollator(processor, features=store)(samples)
@@ -242,3 +244,38 @@ def test_encoded_bytes_and_their_file_share_features(parts, images, tmp_path):
     assert (
         len(FeatureStore(tmp_path / "features", kind).read(MediaFile(kind="image", source=tmp_path / "seven.png"))) == 1
     )
+
+
+def test_the_command_tells_the_cost_computes_what_is_missing_and_names_what_cannot_be_read(images, tmp_path, capsys):
+    model, folder = save_tiny(tmp_path / "model"), images[0].source.parent
+    write_film(folder / "film.mp4")
+    media = [{"image": "0.png"}, {"images": ["1.png", "2.png"]}, {"video": "film.mp4"}, {"image": "film.mp4"}, {}]
+    turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "yes"}]
+    records = [{**one, "conversations": _marked(turns, one)} for one in media]
+    (folder / "some.json").write_text(
+        json.dumps([*records[:3], records[4], {"image": "3.png", "conversations": turns}])
+    )
+    (folder / "all.json").write_text(json.dumps(records))
+    assert [medium.source.name for medium in images_in(Mixture([DataFile(path=folder / "some.json")]))] == [
+        *("0.png", "1.png", "2.png")
+    ]
+
+    def run(name):
+        arguments = ["data", "features", folder / name, "--output", tmp_path / "kept", "--model", model]
+        return llava_mini_cli.main([*map(str, arguments), "--device", "cpu"]), capsys.readouterr().out
+
+    code, told = run("some.json")
+    assert code == 0
+    assert told.startswith("3 images to compute at 0.00102 MB each: ")
+    assert f"3 images are in {tmp_path / 'kept'}" in told
+    code, told = run("all.json")
+    assert code == 1
+    assert told.startswith("1 images to compute")
+    assert "not written: The file" in told
+    assert "is a video, not an image" in told
+
+
+def _marked(turns, media):
+    marks = {"image": "<image>", "images": "<image><image>", "video": "<video>"}
+    question = "".join(marks[key] for key in media) + turns[0]["value"]
+    return [{**turns[0], "value": question}, turns[1]]

@@ -38,8 +38,9 @@ FAULTS: dict[Fault, str] = {
     "crash": "crashes",
 }
 
-_WORTH_A_POOL = 1000
-"""Fewest records for which starting further processes saves time."""
+_WORTH_A_POOL = 4000
+"""Fewest records for which starting further processes saves time: it takes 2.6 s on one core of an EPYC, checking a
+picture of 96 pixels 1.4 ms."""
 _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -312,9 +313,11 @@ def marked_text(
             runs[-1][1].append(token)
         else:
             runs.append((mark, [token]))
-    return [
-        (mark, f"{len(tokens)} tokens" if mark == "vision" else str(tokenizer.decode(tokens))) for mark, tokens in runs
-    ]
+    return [(mark, _count(tokens) if mark == "vision" else str(tokenizer.decode(tokens))) for mark, tokens in runs]
+
+
+def _count(tokens: Sequence[int]) -> str:
+    return f"{len(tokens)} token{'s' * (len(tokens) > 1)}"
 
 
 def _summary(records: Sequence[Checked]) -> list[object]:

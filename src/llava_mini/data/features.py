@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionModel
 
+from llava_mini.data.mixture import Mixture
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import MediaFile
 from llava_mini.model.vision import encode_views
@@ -62,8 +63,6 @@ class FeatureKind:
     @classmethod
     def of(cls, tower: CLIPVisionModel, processor: LlavaMiniProcessor) -> "FeatureKind":
         """Return what a tower makes of the pictures of a processor. Its weights are read once."""
-        config = tower.config
-        num_patches = (config.image_size // config.patch_size) ** 2
         ratio = processor.resolution_ratio
         return cls(
             size=processor.image_size,
@@ -73,7 +72,7 @@ class FeatureKind:
             std=tuple(processor.image_std),
             tower=_digest_of_tower(tower),
             dtype=str(tower.dtype).removeprefix("torch."),
-            shape=(1 if ratio == 1 else ratio**2 + 1, num_patches, config.hidden_size),
+            shape=(1 if ratio == 1 else ratio**2 + 1, _num_patches(tower), tower.config.hidden_size),
         )
 
     @property
@@ -90,6 +89,10 @@ class FeatureKind:
     def views(self) -> ViewSettings:
         """How pictures are made ready."""
         return ViewSettings(size=self.size, mode=self.mode, ratio=self.ratio, mean=self.mean, std=self.std)
+
+
+def _num_patches(tower: CLIPVisionModel) -> int:
+    return (cast(int, tower.config.image_size) // cast(int, tower.config.patch_size)) ** 2
 
 
 def _digest_of_tower(tower: CLIPVisionModel) -> str:
@@ -419,6 +422,12 @@ def _write_about(home: Path, kind: FeatureKind, tower: CLIPVisionModel) -> None:
     draft.replace(home / "about.json")
 
 
-def images_of(media: Iterable[Sequence[MediaFile]]) -> Iterator[MediaFile]:
-    """The images among the media of samples; videos are left out."""
-    return (medium for some in media for medium in some if medium.kind == "image")
+def images_in(mixture: Mixture) -> Iterator[MediaFile]:
+    """The images of samples without videos. Malformed records are left out, as in training."""
+    for number in range(len(mixture)):
+        try:
+            sample = mixture[number]
+        except ValueError:
+            continue
+        if sample.kind in ("image", "multi-image"):
+            yield from sample.media

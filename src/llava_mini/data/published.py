@@ -46,11 +46,10 @@ class PublishedSet:
         total = sum(kinds.values())
         found = []
         if self.exact:
-            expected = {**dict.fromkeys(kinds, 0), **self.exact}
             found += [
-                f"{kinds.get(kind, 0)} records of kind {kind}, expected {number}"
-                for kind, number in sorted(expected.items())
-                if kinds.get(kind, 0) != number
+                f"{kinds.get(kind, 0)} records of kind {kind}, expected {self.exact.get(kind, 0)}"
+                for kind in sorted({*kinds, *self.exact})
+                if kinds.get(kind, 0) != self.exact.get(kind, 0)
             ]
         else:
             if abs(total - self.about) > self.rounded / 2:
@@ -60,11 +59,10 @@ class PublishedSet:
                 for kind, number in sorted(kinds.items())
                 if number and kind not in self.kinds
             ]
-        expected = {**dict.fromkeys(folders, 0), **self.folders} if self.folders else {}
         return found + [
-            f"{folders.get(name, 0)} records with media in {name}/, expected {number}"
-            for name, number in sorted(expected.items())
-            if folders.get(name, 0) != number
+            f"{folders.get(name, 0)} records with media in {name}/, expected {self.folders.get(name, 0)}"
+            for name in sorted({*folders, *self.folders})
+            if self.folders and folders.get(name, 0) != self.folders.get(name, 0)
         ]
 
 
