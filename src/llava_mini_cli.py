@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg, create_mutex_group, subcommand
 
+from llava_mini_cli_data import Data
 from llava_mini_cli_train import Train
 
 if TYPE_CHECKING:
@@ -182,42 +183,6 @@ class Export:
         from llava_mini import commands
 
         commands.export(self.model, self.destination)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Make data to train on."""
-
-    source: Positional[Literal["synth"]]
-    """synth: drawn scenes and clips, and questions with known answers, as PNG, MP4 and JSON in the format of LLaVA."""
-    folder: Annotated[Positional[Path], arg(metavar="DIR", help_behavior_hint="")]
-    """The folder to make. A command that was cut off goes on when it is started again."""
-    split: Literal["train", "validation", "test"] = "train"
-    """No record of one split is in another; some phrasings are in the test split only."""
-    images: int = 1000
-    """How many images."""
-    clips: int = 100
-    """How many clips."""
-    first: int = 0
-    """Index of the first of each, as a seed: the same indices give the same files, others give other records."""
-    questions: int = 3
-    """Most questions about each; those that a picture does not allow are left out."""
-    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """How many draw at a time. Left out: one per core if that saves time. The files do not depend on it."""
-
-    def run(self) -> None:
-        """Write."""
-        from llava_mini import commands
-
-        commands.synth(
-            self.folder,
-            split=self.split,
-            images=self.images,
-            clips=self.clips,
-            first=self.first,
-            questions=self.questions,
-            processes=self.processes,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

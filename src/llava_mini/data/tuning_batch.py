@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava_mini.data.collate import LENGTH_STEP
+from llava_mini.data.features import FeatureStore
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import MediaFile, Sample
 from llava_mini.flow import ModelInputs
@@ -69,6 +70,7 @@ class TuningCollator:
         max_frames: int | None = MAX_FRAMES,
         max_length: int | None = None,
         captions: bool = False,
+        features: FeatureStore | None = None,
     ) -> None:
         """Make a collator for one model.
 
@@ -81,6 +83,8 @@ class TuningCollator:
                 leaves all frames and something to learn; else the sample is damaged. None: no limit.
             captions: Whether questions are left out, so that answers follow their media: stage 1 of LLaVA, with the
                 template ``plain``.
+            features: Of all images, computed before: then samples with images alone are not decoded. Batches must not
+                mix these with films.
 
         Raises:
             ValueError: A number is too small, or ``num_frames`` and ``fps`` are both given.
@@ -91,21 +95,34 @@ class TuningCollator:
         self.sampling = FrameSampling(num_frames=num_frames, fps=fps, max_frames=max_frames)
         self.max_length = max_length
         self.captions = captions
+        self.features = features
 
     def __call__(self, samples: Sequence[Sample]) -> TuningBatch:
-        """Return the batch of some samples; every answer has labels."""
+        """Return the batch of some samples; every answer has labels.
+
+        Raises:
+            ValueError: Some show films and others images whose features are stored.
+        """
         read = [self._read(sample.captioned() if self.captions else sample) for sample in samples]
         rows = [row for row in read if isinstance(row, _Row)]
         damaged = tuple(row for row in read if isinstance(row, Damaged))
         if not rows:
             return TuningBatch(inputs=None, damaged=damaged)
         frames = [frames for row in rows for frames in row.frames]
+        stored = {row.is_stored for row in rows if row.frames}
+        if len(stored) > 1:
+            raise ValueError(
+                "A batch holds films, and images whose features are stored. Make batches of one kind, as "
+                "BatchOrder does."
+            )
+        seen = torch.cat(frames) if frames else None
         return TuningBatch(
             inputs=ModelInputs(
                 input_ids=_padded([row.ids for row in rows], self._pad_token_id),
                 attention_mask=_padded([torch.ones_like(row.ids) for row in rows], 0),
                 answer_mask=_padded([row.answers.long() for row in rows], 0),
-                pixel_values=torch.cat(frames) if frames else None,  # [F, V, 3, S, S]
+                pixel_values=None if True in stored else seen,  # [F, V, 3, S, S]
+                features=seen if True in stored else None,  # [F, V, patches, E]
                 labels=_padded([row.ids.masked_fill(~row.answers, IGNORED) for row in rows], IGNORED),
             ),
             ids=tuple(row.id for row in rows),
@@ -141,10 +158,14 @@ class TuningCollator:
             add_generation_prompt=False,
             whole=True,
         )
+        store = self.features if all(medium.kind == "image" for medium in sample.media) else None
         frames = []
         for number, medium in enumerate(sample.media):
             at.media = str(medium)
             assert isinstance(inputs.pixel_values, MediaStream)
+            if store is not None:
+                frames.append(store.read(medium)[None])  # [1, V, patches, E]
+                continue
             chunks = inputs.pixel_values.chunks(number)
             frames.append(torch.cat([chunk.pixel_values for chunk in chunks]))  # [F, V, 3, S, S]
         at.media = ""
@@ -167,7 +188,8 @@ class TuningCollator:
             ids, answers = ids[: self.max_length], answers[: self.max_length]
         if not answers[1:].any():
             raise ValueError("No token of the sample would be learned. Does the chat template show its answers?")
-        return _Row(id=sample.id, ids=ids, answers=answers, frames=frames, is_cut=is_cut)
+        is_stored = store is not None
+        return _Row(id=sample.id, ids=ids, answers=answers, frames=frames, is_cut=is_cut, is_stored=is_stored)
 
 
 class Samples(Protocol):
@@ -231,8 +253,10 @@ class _Row:
     answers: Tensor
     """[T] bool."""
     frames: list[Tensor]
-    """[F, V, 3, S, S] of each medium."""
+    """[F, V, 3, S, S] of each medium, or its features, [1, V, patches, E]."""
     is_cut: bool
+    is_stored: bool
+    """Whether ``frames`` are features."""
 
 
 def _one_line(error: ValueError, written: Sequence[Path] = ()) -> str:

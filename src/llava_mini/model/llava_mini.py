@@ -196,18 +196,23 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         streamed frames share one pass over them.
 
         Raises:
-            ValueError: frames and their places do not agree, or there is no frame where one was promised.
+            ValueError: frames and their places do not agree, there is no frame where one was promised, or frames come
+                both as pixels and as features.
         """
+        if inputs.features is not None and inputs.pixel_values is not None:
+            raise ValueError("A batch holds pixel_values and features. Give one of them: features are made of pixels.")
         if inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor):
             fusion = StreamedFusion(self, inputs)
             for chunk in inputs.pixel_values:
                 fusion.add(chunk)
             return fusion.prompt()
-        text, pixels = self.text_rows(inputs), inputs.pixel_values
-        num_frames = 0 if pixels is None else pixels.shape[0]
+        text = self.text_rows(inputs)
+        given = inputs.pixel_values if inputs.features is None else inputs.features
+        num_frames = 0 if given is None else given.shape[0]
         frames = splice.frames_of_prompts(text.is_image, num_frames, self.config.tokens_per_frame)
         prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)
-        tokens, total = self._pass_frames(self._groups(pixels, prompt_of_frame), text.packed.embeds)
+        groups = self._groups(given, prompt_of_frame)
+        tokens, total = self._pass_frames(groups, text.packed.embeds, seen=inputs.features is not None)
         embeds = text.with_fused(total, frames)
         return FusedPrompt(
             inputs_embeds=splice.place_frames(embeds, text.is_image, torch.cat(tokens)) if tokens else embeds,
@@ -250,18 +255,21 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             fuse_answers=self.config.fuse_answers,
         )
 
-    def _groups(self, pixel_values: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Frames with the prompt of each, ``frames_per_pass`` at a time."""
-        if pixel_values is not None:
-            yield from zip(
-                pixel_values.split(self.frames_per_pass), prompt_of_frame.split(self.frames_per_pass), strict=True
-            )
+    def _groups(self, frames: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames, or their features, with the prompt of each, ``frames_per_pass`` at a time."""
+        if frames is not None:
+            yield from zip(frames.split(self.frames_per_pass), prompt_of_frame.split(self.frames_per_pass), strict=True)
 
-    def _pass_frames(self, groups: Iterator[tuple[Tensor, Tensor]], text: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Vision tokens of each group, and fused text [B, N, D] summed over the frames of each prompt, float32."""
+    def _pass_frames(
+        self, groups: Iterator[tuple[Tensor, Tensor]], text: Tensor, *, seen: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """Vision tokens of each group, and fused text [B, N, D] summed over the frames of each prompt, float32.
+
+        ``seen`` says that the groups hold features instead of pixels.
+        """
         tokens, total = [], torch.zeros(text.shape, dtype=torch.float32, device=text.device)
-        for pixel_values, prompt_of_frame in groups:
-            patches, reduced = self.reduce_frames(self.encode_frames(pixel_values))
+        for frames, prompt_of_frame in groups:
+            patches, reduced = self.reduce_frames(frames if seen else self.encode_frames(frames))
             fused = self.read(patches, reduced, text[prompt_of_frame])
             assert fused.vision is not None
             assert fused.text is not None
