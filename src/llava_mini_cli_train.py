@@ -86,6 +86,8 @@ class _Tuning(_Running):
     """Take this many frames of a video per second. Left out: one."""
     max_frames: int = 32
     """Most frames of a video."""
+    features: Annotated[Path | None, _DIR] = None
+    """What the vision tower says of all images, from llava-mini data features with this model: it is not run again."""
     template: Annotated[str | None, _NAME] = None
     """Chat template: vicuna_v1, llava_v1, llama_3_1 or chatml. Left out: the model's, or the one of its end token."""
     projector_rate: Annotated[float | None, _RATE] = None

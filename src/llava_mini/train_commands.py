@@ -107,6 +107,7 @@ def _settings(flags: "Pretrain | Finetune", defaults: TuningSettings) -> TuningS
         num_frames=flags.frames,
         fps=flags.fps,
         max_frames=flags.max_frames,
+        features=flags.features,
         dtype=getattr(torch, flags.dtype),
         seed=flags.seed,
     )

@@ -8,6 +8,7 @@ import torch
 
 import llava_mini_cli
 from llava_mini.checkpoint.assemble import NewParts
+from llava_mini.data.features import FeatureKind, images_in, plan_features, write_features
 from llava_mini.inference.engine import Engine
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.recipes.finetune import finetune, finetune_settings, hd_parts
@@ -16,7 +17,9 @@ from llava_mini.recipes.tuning import data_files
 from llava_mini.training.lora import LoraSettings
 from llava_mini.training.plan import Devices
 from llava_mini.training.run_log import RunLog, read_log
+from llava_mini.training.sharding import EngineSettings
 from llava_mini.training.trainer import train_phase
+from llava_mini.training.world import World
 from tests.checkpoint.folders import stored_tensors
 from tests.tuning_world import drawn_data, save_parts
 
@@ -127,6 +130,21 @@ def test_hd_and_random_prefusion_train_too(world, tmp_path):
     total.backward()
     assert torch.isfinite(total)
     assert task.module.prefusion.layers[0].block.mlp.up_proj.weight.grad.any()
+
+
+def test_kept_features_give_the_losses_of_the_tower(world, tmp_path):
+    plain = stage_2(world).task()
+    kind = FeatureKind.of(plain.module.vision_tower, stage_2(world).processor)
+    images = images_in(stage_2(world).data)
+    write_features(plain.module.vision_tower, plan_features(images, tmp_path, kind))
+    kept = stage_2(world, features=tmp_path).task()
+    images = next(index for index in range(6) if kept.make_batch(index).inputs.features is not None)
+    assert plain.make_batch(images).inputs.features is None
+    losses = [task.losses(task.make_batch(images)).total for task in (plain, kept)]
+    torch.testing.assert_close(*losses)
+    two, engine = World(size=2), EngineSettings(strategy="fsdp")
+    with pytest.raises(ValueError, match="Choose the strategy ddp"):
+        stage_2(world, features=tmp_path).run(tmp_path / "run", engine=engine, world=two)
 
 
 def test_low_rank_updates_are_saved_alone_and_merged(world, tmp_path):

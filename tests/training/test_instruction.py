@@ -84,6 +84,16 @@ def test_the_idle_frame_of_a_spread_run_changes_neither_loss_nor_gradients():
         torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), atol=1e-6, rtol=1e-5)
 
 
+def test_text_alone_is_no_error_where_only_the_projector_trains():
+    model = tiny_model(reducer="identity", prefusion_num_layers=0)
+    model.requires_grad_(False)
+    model.projector.requires_grad_(True)
+    losses = task(model).losses(tuning_batch(model, with_frames=False))
+    found = gradients(model, losses.total)
+    assert found.keys() == {f"projector.{name}" for name, _ in model.projector.named_parameters()}
+    assert not any(gradient.any() for gradient in found.values())
+
+
 @pytest.mark.parametrize(
     "part", ["projector.linear_1.weight", "reducer.queries", "prefusion.layers.0.block.mlp.up_proj.weight"]
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from math import ceil
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import CLIPVisionModel
 
 from llava_mini.checkpoint.assemble import build_generation, build_model, build_processor, refit
 from llava_mini.checkpoint.convert import convert
 from llava_mini.checkpoint.source import Source
 from llava_mini.config import LlavaMiniConfig
+from llava_mini.data.features import FeatureKind, FeatureStore
 from llava_mini.data.mixture import DataFile, Mixture
 from llava_mini.data.order import BatchOrder
 from llava_mini.data.samples import Sample
@@ -72,6 +75,8 @@ class TuningSettings:
     """Frames of a video per second. None: one."""
     max_frames: int = MAX_FRAMES
     """Most frames of a video."""
+    features: Path | None = None
+    """Folder that ``llava-mini data features`` made, with what the vision tower says of all images. None: it is run."""
     lora: LoraSettings | None = None
     """Low-rank updates instead of full training of the language model."""
     dtype: torch.dtype = torch.bfloat16
@@ -146,6 +151,11 @@ class Tuning:
                 f"The {settings.micro_batches} micro-batches of a step cannot be divided among {size} processes. "
                 f"Choose a batch that is a multiple of {size * settings.micro_batch}."
             )
+        if settings.features is not None and size > 1 and engine is not None and engine.strategy == "fsdp":
+            raise ValueError(
+                "With kept features some processes would run the vision tower and others not, and fsdp waits for all "
+                "of them. Choose the strategy ddp, or leave the features out."
+            )
         names = _parameter_names(self.config, settings.lora)
         return Run(
             name=self.name,
@@ -197,7 +207,13 @@ class Tuning:
     @property
     def collator(self) -> TuningCollator:
         """From samples to tensors."""
+        return self._collator(None)
+
+    def _collator(self, tower: CLIPVisionModel | None) -> TuningCollator:
         settings, processor = self.settings, self.processor
+        features = None
+        if tower is not None and settings.features is not None:
+            features = FeatureStore(settings.features, FeatureKind.of(tower, processor))
         return TuningCollator(
             refit(processor, self.config, load_template("plain")) if settings.captions else processor,
             num_frames=settings.num_frames,
@@ -205,6 +221,7 @@ class Tuning:
             max_frames=settings.max_frames,
             max_length=settings.max_length,
             captions=settings.captions,
+            features=features,
         )
 
     def task(self, *, is_spread: bool = False) -> InstructionTask:
@@ -219,7 +236,8 @@ class Tuning:
         model.generation_config = build_generation(source, self.processor)
         if self.settings.lora is not None:
             add_lora(model, self.settings.lora)
-        batches = TuningBatches(samples=self.data, order=self.order, collator=self.collator)
+        collator = self._collator(model.vision_tower)
+        batches = TuningBatches(samples=self.data, order=self.order, collator=collator)
         return InstructionTask(model, batches, is_spread=is_spread)
 
     @property
@@ -258,20 +276,16 @@ class Tuning:
 
     def _sizes(self) -> list[SampleSize]:
         chosen = np.unique(np.linspace(0, len(self.data) - 1, SAMPLES_MEASURED).round().astype(int))
-        return [size for index in chosen if (size := self._size(int(index))) is not None]
-
-    def _size(self, index: int) -> SampleSize | None:
-        """Count the words of a sample without opening its media. None: it is malformed, which training will tell."""
-        try:
-            sample = self.data[index]
-        except ValueError:
-            return None
-        return sample_size(sample, self.collator, self.settings)
+        collator, sizes = self.collator, []
+        for index in chosen:
+            with suppress(ValueError):  # of a malformed record, which training will tell
+                sizes.append(sample_size(self.data[int(index)], collator, self.settings))
+        return sizes
 
     def _facts(self) -> dict[str, object]:
         """Everything that decides what comes out."""
         settings = self.settings
-        special = ("files", "dtype", "lora", "rates", "optimizer")
+        special = ("files", "dtype", "lora", "rates", "optimizer", "features")
         return {
             **{name: value for name, value in vars(settings).items() if name not in special},
             "rates": asdict(settings.rates),
@@ -280,6 +294,7 @@ class Tuning:
             "config": json.loads(self.config.to_json_string(use_diff=False)),
             "files": [str(file.path) for file in settings.files],
             "order": self.order.fingerprint,
+            "features": None if settings.features is None else str(settings.features),
             "lora": None if settings.lora is None else asdict(settings.lora),
             "dtype": str(settings.dtype),
         }

@@ -22,7 +22,7 @@ def with_idle_frame(inputs: ModelInputs | None, config: LlavaMiniConfig, device:
         config: Of the model.
         device: Of the result.
     """
-    if inputs is not None and inputs.pixel_values is not None:
+    if inputs is not None and (inputs.pixel_values is not None or inputs.features is not None):
         return inputs
     shape = (1, config.views_per_frame, 3, config.image_size, config.image_size)
     ids = torch.tensor([[config.image_token_id] * config.tokens_per_frame + [0]], device=device)  # [1, Q + 1]

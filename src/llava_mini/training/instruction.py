@@ -58,7 +58,7 @@ class InstructionTask:
         Without any such token the model runs all the same, and the loss is 0: other processes may wait for it.
         """
         model, inputs = self.module, batch.inputs
-        if inputs is None or self.is_spread:
+        if inputs is None or self.is_spread or not _words_train(model):
             inputs = with_idle_frame(inputs, model.config, model.device)
         fused = model.fuse(inputs)
         hidden = model.language_model.model(
@@ -66,6 +66,11 @@ class InstructionTask:
         ).last_hidden_state  # [B, S, D]
         assert fused.labels is not None
         return answer_loss(model.get_output_embeddings(), hidden, fused.labels)
+
+
+def _words_train(model: LlavaMiniForConditionalGeneration) -> bool:
+    """Whether text alone teaches anything."""
+    return any(parameter.requires_grad for parameter in model.language_model.parameters())
 
 
 def answer_loss(head: nn.Module, hidden: Tensor, labels: Tensor, rows_at_a_time: int = ROWS_AT_A_TIME) -> Losses:
