@@ -1,5 +1,7 @@
 """Low-rank updates: they start as nothing, and come back from disk as they were, merged or not."""
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
@@ -72,6 +74,14 @@ def test_the_adapter_holds_no_weights_of_the_language_model(base, tmp_path):
     assert len(of_language) == 3 * 7 * 2
     assert all(".lora_" in name for name in of_language)
     assert {name.split(".")[2] for name in names} == {"language_model", "projector", "reducer", "prefusion"}
+
+
+def test_an_adapter_trained_on_4_bits_belongs_to_16(base, tmp_path):
+    model = tuned(base, LoraSettings(rank=2))
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    save_lora(model, LoraSettings(rank=2), tmp_path, str(base), model.state_dict())
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert hasattr(model.config, "quantization_config")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ trained in full: ``PeftModel.from_pretrained`` loads it, and ``llava-mini conver
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,7 +103,10 @@ def save_lora(
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    model.config.save_pretrained(folder)
+    whole = deepcopy(model.config)
+    if hasattr(whole, "quantization_config"):  # updates belong to weights of 16 bits, whatever they were trained on
+        del whole.quantization_config
+    whole.save_pretrained(folder)
 
 
 def four_bit_config() -> BitsAndBytesConfig:
