@@ -21,8 +21,12 @@ from tests.training.tuning import measured, train
 ROOT = Path(__file__).parents[2]
 
 
+ON_HOST = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+"""A name of its own, and the addresses of both."""
+
+
 @contextmanager
-def hosts():
+def hosts(folder):
     """Give for two hosts: what comes before a command there, the address, the network interface."""
     name = f"lm{uuid.uuid4().hex[:6]}"
     spaces = [f"{name}a", f"{name}b"]
@@ -39,9 +43,11 @@ def hosts():
         except (FileNotFoundError, subprocess.CalledProcessError):
             yield [([], "127.0.0.1", "lo")] * 2
             return
+        names = folder / "hosts"
+        names.write_text("".join(f"10.77.0.{number} {space}\n" for number, space in enumerate(spaces, start=1)))
         yield [
             (
-                ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", f'hostname {space}; exec "$@"', "sh"],
+                ["ip", "netns", "exec", space, "unshare", "--uts", "--mount", "sh", "-c", ON_HOST, space, str(names)],
                 f"10.77.0.{number}",
                 space,
             )
@@ -53,9 +59,9 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def run_on_two_hosts(*arguments):
+def run_on_two_hosts(folder, *arguments):
     """Return exit code and standard error of ``torchrun`` on each host."""
-    with hosts() as both:
+    with hosts(folder) as both:
         meeting = f"{both[0][1]}:{free_port()}"
         agents = []
         for before, address, interface in both:
@@ -96,14 +102,14 @@ def run_on_two_hosts(*arguments):
 
 
 def test_two_hosts_learn_as_one_process(tmp_path):
-    ends = run_on_two_hosts(tmp_path / "run", "fsdp")
+    ends = run_on_two_hosts(tmp_path, tmp_path / "run", "fsdp")
     assert [code for code, _ in ends] == [0, 0], ends
     expected = train(World(), tmp_path / "alone", accumulate=2)
     torch.testing.assert_close(torch.tensor(measured(tmp_path / "run")), torch.tensor(expected), rtol=2e-5, atol=1e-6)
 
 
 def test_a_process_that_is_killed_on_one_host_ends_the_other(tmp_path):
-    ends = run_on_two_hosts(tmp_path / "run", "fsdp", 5)
+    ends = run_on_two_hosts(tmp_path, tmp_path / "run", "fsdp", 5)
     assert all(code != 0 for code, _ in ends), ends
     lines = [line for _, text in ends for line in text.splitlines() if line.startswith("llava-mini: ")]
     assert len(lines) == 1

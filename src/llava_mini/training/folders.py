@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from llava_mini.training.checkpoints import Facts, random_states, restore_random_states
 from llava_mini.training.optimizer import MasterAdamW
@@ -196,13 +198,13 @@ def _tensors(module: nn.Module, optimizer: MasterAdamW) -> dict[str, Tensor]:
 
 def _write(draft: Path, tensors: Mapping[str, Tensor], world: World) -> None:
     writer = HuggingFaceStorageWriter(str(draft), fqn_to_index_mapping=_files_of(tensors, world), save_distributed=True)
-    _alone_is_fine(lambda: checkpoint.save(dict(tensors), storage_writer=writer, no_dist=world.size == 1))
+    _alone_is_fine(lambda: save(dict(tensors), storage_writer=writer, no_dist=world.size == 1))
 
 
 def _read(path: Path, tensors: Mapping[str, Tensor], *, no_dist: bool) -> None:
     try:
         reader = HuggingFaceStorageReader(str(path))
-        _alone_is_fine(lambda: checkpoint.load(dict(tensors), storage_reader=reader, no_dist=no_dist))
+        _alone_is_fine(lambda: load(dict(tensors), storage_reader=reader, no_dist=no_dist))
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged or incomplete ({' '.join(str(error).split())}). {_ADVICE}") from error
 
@@ -251,7 +253,7 @@ def _alone_is_fine(work: Callable[[], Any]) -> None:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
             work()
-        except checkpoint.CheckpointException as error:
+        except CheckpointException as error:
             failures = [failure for failure, _ in error.failures.values()]
             chosen = next((failure for failure in failures if isinstance(failure, OSError)), failures[0])
             kind = OSError if isinstance(chosen, OSError) else RuntimeError

@@ -165,7 +165,7 @@ def _share_weights(unit: nn.Module, world: World) -> None:
             if isinstance(parameter, DTensor):
                 continue
             dtype = torch.float32 if parameter.requires_grad else parameter.dtype
-            parameter.data = parameter.data.to(world.device, dtype)
+            parameter.data = parameter.data.to(world.device, dtype).contiguous()
             distributed.broadcast(parameter.data, src=0)
         for name, buffer in part.named_buffers(recurse=False):
             part.register_buffer(name, buffer.to(world.device), persistent=name not in part._non_persistent_buffers_set)
@@ -181,11 +181,11 @@ def _checkpoint_activations(module: nn.Module) -> None:
     for model in able:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer name
         enable({"use_reentrant": False})
-    for layer in layers_of(module):
+    for layer in layers_of(module):  # of those that are frozen and read what is frozen, nothing is kept anyway
         if not any(parameter.requires_grad for parameter in layer.parameters()):
             for part in layer.modules():
                 if hasattr(part, "gradient_checkpointing"):
-                    part.gradient_checkpointing = False  # nothing is kept of what is frozen and reads frozen things
+                    part.gradient_checkpointing = False  # pyright: ignore[reportArgumentType]
 
 
 def _outermost_models(module: nn.Module) -> Iterator[PreTrainedModel]:

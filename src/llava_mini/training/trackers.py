@@ -60,7 +60,7 @@ class _TensorBoard:
 class _WeightsAndBiases:
     def __init__(self, folder: Path, project: str) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("Weights & Biases is not installed. Install llava-mini[wandb].") from error
         # The same id at every start: a run that goes on after a kill is one run there, too.

@@ -166,6 +166,11 @@ class _Phase:
 
     def __init__(self, task: Task, settings: PhaseSettings, folder: Path, hardware: Hardware, world: World) -> None:
         self.task, self.settings, self.hardware, self.world = task, settings, hardware, world
+        self._batches: list[Any] = []
+        """Micro-batches of the step in progress."""
+        self._weights: list[float] = []
+        """Of each of them."""
+        self._weigh = task.weight if isinstance(task, WeighingTask) else None
         self.store = store_of(folder, settings.keep_last, world)
         self.store.open()
         if world.size == 1:
@@ -315,7 +320,7 @@ class _Phase:
         progress(at.step, at.seconds, {"loss": loss})
 
     def _weight(self, batch: Any) -> float:
-        return float(self.task.weight(batch)) if isinstance(self.task, WeighingTask) else 1.0
+        return float(self._weigh(batch)) if self._weigh else 1.0
 
     def _facts(self, at: Position) -> dict[str, Any]:
         facts = {

@@ -21,6 +21,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 Value = TypeVar("Value")
 
@@ -90,7 +92,7 @@ class World:
             torch.cuda.set_device(own)
         timeout = timedelta(minutes=minutes)
         place = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-        store, _, _ = next(iter(distributed.rendezvous(place, rank, size, timeout=timeout)))
+        store, _, _ = next(iter(rendezvous(place, rank, size, timeout=timeout)))
         distributed.init_process_group(
             backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
             store=store,
@@ -98,7 +100,7 @@ class World:
             world_size=size,
             timeout=timeout,
         )
-        board = Board(distributed.PrefixStore("llava-mini", store), rank, size)
+        board = Board(PrefixStore("llava-mini", store), rank, size)
         return cls(rank=rank, size=size, device=own, mesh=init_device_mesh(kind, (size,)), board=board)
 
     @property
@@ -216,7 +218,7 @@ class Board:
     is a process of its own.
     """
 
-    def __init__(self, store: distributed.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         """Tell the others where this process runs."""
         self.store, self.rank, self.size = store, rank, size
         self.cause = ""
