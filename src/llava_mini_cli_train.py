@@ -100,6 +100,12 @@ class _Tuning(_Running):
     """Among the processes that torchrun starts: ddp, each holds the whole model; fsdp, each a part. Left out: fsdp."""
     keep_activations: Annotated[bool, _OPTIONAL] = False
     """Keep the activations of all layers instead of computing them again on the way back: faster, much more memory."""
+    compile: Annotated[bool, _OPTIONAL] = False
+    """Compile each layer with torch.compile: the first steps take long."""
+    max_damaged_share: float = 0.01
+    """Stop when more than this share of the samples cannot be read."""
+    checkpoint_minutes: float = 20.0
+    """Write a checkpoint so often; the last two are kept."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Where measurements go besides log.jsonl."""
     dry_run: Annotated[bool, _OPTIONAL] = False

@@ -108,6 +108,8 @@ def _settings(flags: "Pretrain | Finetune", defaults: TuningSettings) -> TuningS
         fps=flags.fps,
         max_frames=flags.max_frames,
         features=flags.features,
+        max_damaged_share=flags.max_damaged_share,
+        checkpoint_minutes=flags.checkpoint_minutes,
         dtype=getattr(torch, flags.dtype),
         seed=flags.seed,
     )
@@ -144,7 +146,11 @@ def _run(tuning: Tuning, flags: "Pretrain | Finetune", environment: Mapping[str,
         if world.is_first:
             print(plan, flush=True)
         output = flags.output or Path("runs") / tuning.name
-        engine = EngineSettings(strategy=devices.strategy, checkpoint_activations=devices.checkpointing)
+        engine = EngineSettings(
+            strategy=devices.strategy,
+            checkpoint_activations=devices.checkpointing,
+            compile_layers=flags.compile,
+        )
         run = tuning.run(output, engine=engine, world=world)
         run.execute(hardware=hardware, slice_minutes=flags.slice_minutes, world=world, tracker=flags.tracker)
         finished = world.first(lambda: run.is_finished)

@@ -39,8 +39,6 @@ SAMPLES_MEASURED = 200
 """Samples, evenly spread over the data, whose words are counted for a plan."""
 ASSUMED = SampleSize(frames=1, text_tokens=256, supervised_tokens=128)
 """What a plan without data takes a sample to be."""
-CHECKPOINT_SECONDS = 1200.0
-"""Between two checkpoints: the states of an 8B model take 100 GB."""
 CHECKPOINTS_KEPT = 2
 LOG_EVERY = 10
 OPTIMIZER = OptimizerSettings(
@@ -68,7 +66,8 @@ class TuningSettings:
     template: str | None = None
     """Name of the chat template. None: that of the model, see ``build_processor``."""
     max_length: int = 2048
-    """Most tokens of a prompt, those of frames included; longer ones are cut, see ``TuningCollator``."""
+    """Most tokens of a prompt, those of frames included, and never more than the context; longer ones are cut, see
+    ``TuningCollator``."""
     num_frames: int | None = None
     """Frames of each video, evenly spread. None: so many per second."""
     fps: float | None = None
@@ -79,6 +78,10 @@ class TuningSettings:
     """Folder that ``llava-mini data features`` made, with what the vision tower says of all images. None: it is run."""
     lora: LoraSettings | None = None
     """Low-rank updates instead of full training of the language model."""
+    max_damaged_share: float = 0.01
+    """Largest share of samples that may be left out because they cannot be read."""
+    checkpoint_minutes: float = 20.0
+    """Between two checkpoints: the states of an 8B model take 100 GB."""
     dtype: torch.dtype = torch.bfloat16
     """Of the arithmetic; weights that train have float32 copies."""
     optimizer: OptimizerSettings = OPTIMIZER
@@ -172,7 +175,8 @@ class Tuning:
                         optimizer=settings.optimizer,
                         accumulate=settings.micro_batches // size,
                         engine=engine or EngineSettings(),
-                        checkpoint_seconds=CHECKPOINT_SECONDS,
+                        checkpoint_seconds=60 * settings.checkpoint_minutes,
+                        max_damaged_share=settings.max_damaged_share,
                         keep_last=CHECKPOINTS_KEPT,
                         log_every=LOG_EVERY,
                     ),
@@ -219,7 +223,7 @@ class Tuning:
             num_frames=settings.num_frames,
             fps=settings.fps,
             max_frames=settings.max_frames,
-            max_length=settings.max_length,
+            max_length=min(settings.max_length, self.config.text.max_position_embeddings),
             captions=settings.captions,
             features=features,
         )
@@ -285,7 +289,7 @@ class Tuning:
     def _facts(self) -> dict[str, object]:
         """Everything that decides what comes out."""
         settings = self.settings
-        special = ("files", "dtype", "lora", "rates", "optimizer", "features")
+        special = ("files", "dtype", "lora", "rates", "optimizer", "features", "checkpoint_minutes")
         return {
             **{name: value for name, value in vars(settings).items() if name not in special},
             "rates": asdict(settings.rates),
