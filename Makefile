@@ -103,7 +103,7 @@ environment: $(READY)
 	@rm -f .venv/ready-*
 	@.venv/bin/python -m pip install --quiet --quiet --upgrade --constraint constraints.txt pip
 	@.venv/bin/python -m pip install --quiet --quiet --constraint constraints.txt torch
-	@.venv/bin/python -m pip install --quiet --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[train,quantize,peft]' --group dev
+	@.venv/bin/python -m pip install --quiet --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[train,quantize,peft,data,trl]' --group dev
 	@touch $@
 
 clean:

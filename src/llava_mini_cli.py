@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg, create_mutex_group, subcommand
 
+from llava_mini_cli_data import Data
+from llava_mini_cli_train import Train
+
 if TYPE_CHECKING:
     from llava_mini.commands import Loading
     from llava_mini.inference.settings import AnswerSettings
@@ -183,80 +186,6 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Make data to train on."""
-
-    source: Positional[Literal["synth"]]
-    """synth: drawn scenes and clips, and questions with known answers, as PNG, MP4 and JSON in the format of LLaVA."""
-    folder: Annotated[Positional[Path], arg(metavar="DIR", help_behavior_hint="")]
-    """The folder to make. A command that was cut off goes on when it is started again."""
-    split: Literal["train", "validation", "test"] = "train"
-    """No record of one split is in another; some phrasings are in the test split only."""
-    images: int = 1000
-    """How many images."""
-    clips: int = 100
-    """How many clips."""
-    first: int = 0
-    """Index of the first of each, as a seed: the same indices give the same files, others give other records."""
-    questions: int = 3
-    """Most questions about each; those that a picture does not allow are left out."""
-    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """How many draw at a time. Left out: one per core if that saves time. The files do not depend on it."""
-
-    def run(self) -> None:
-        """Write."""
-        from llava_mini import commands
-
-        commands.synth(
-            self.folder,
-            split=self.split,
-            images=self.images,
-            clips=self.clips,
-            first=self.first,
-            questions=self.questions,
-            processes=self.processes,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train a model from a recipe. The exit code is 0 when the run is finished, 3 when a slice ended before."""
-
-    recipe: Positional[Literal["tiny"]]
-    """tiny: the embedded model, from nothing, on drawn scenes and clips with known answers."""
-    output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """The run's folder: settings, log, curves, checkpoints, scores, and the model. A run that was cut off, killed or
-    stopped with Ctrl-C goes on with the same command. Left out: runs/tiny, or runs/tiny-smoke."""
-    smoke: Annotated[bool, _OPTIONAL] = False
-    """Run all phases in under two minutes, to see that they work."""
-    minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="")] = None
-    """Train for about so long. Left out: the recipe's own length."""
-    slice_minutes: Annotated[float | None, arg(metavar="M", help_behavior_hint="")] = None
-    """Stop after so long with all that was learned; the same command goes on. Left out: run to the end."""
-    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
-    """cpu, cuda or cuda:N. Left out: a GPU if there is one."""
-    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """CPU threads of a matrix product. Left out: 1. Two are faster on idle cores, and slower on busy ones."""
-    workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """Processes that draw what is learned from. Left out: none on a CPU, as many as cores but one beside a GPU."""
-
-    def run(self) -> int:
-        """Train."""
-        from llava_mini import commands
-
-        finished = commands.train_tiny(
-            self.output,
-            smoke=self.smoke,
-            minutes=self.minutes,
-            slice_minutes=self.slice_minutes,
-            device=self.device,
-            threads=self.threads,
-            workers=self.workers,
-        )
-        return 0 if finished else 3
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluate(_Loading):
     """Score a model on questions with known answers: by kind, with 95 % intervals, beside a blind guess."""
 
@@ -411,9 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print("llava-mini", _version())
         return 0
-    command = tyro.cli(
-        Command, prog="llava-mini", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    command = tyro.cli(Command, prog="llava-mini", description=_DESCRIPTION, args=arguments, config=_STYLE)
     try:
         from llava_mini import commands
 
@@ -434,6 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
 _DESCRIPTION = "See an image, or each frame of a video, through one vision token. --version prints the version."
 
 

@@ -165,51 +165,6 @@ def export(model: str, destination: Path) -> None:
     print(export(model, destination))
 
 
-def synth(
-    folder: Path, *, split: Split, images: int, clips: int, first: int, questions: int, processes: int | None
-) -> None:
-    """Write records of the drawn world in the format of LLaVA; as in ``data.synthetic.export``."""
-    from llava_mini.data.synthetic.export import ExportSettings, export_world
-
-    settings = ExportSettings(split=split, images=images, clips=clips, first=first, questions=questions)
-    made = export_world(folder, settings, processes=processes)
-    drawn = sum(made.drawn.values())
-    print(f"{made.folder}: {images} images, {clips} clips, {made.num_questions} questions")
-    if not drawn:
-        print("All files were there.")
-        return
-    work = "1 process" if made.processes == 1 else f"{made.processes} processes"
-    print(f"{drawn} files drawn and written in {made.seconds:.1f} s by {work}: {drawn / made.seconds:.0f} per second.")
-    if made.draw_milliseconds:  # 0 without images, and by a clock too coarse for the few there are
-        print(f"One core makes {1000 / made.draw_milliseconds:.0f} images with questions per second, files aside.")
-
-
-def train_tiny(
-    output: Path | None,
-    *,
-    smoke: bool,
-    minutes: float | None,
-    slice_minutes: float | None,
-    device: str | None,
-    threads: int | None,
-    workers: int | None,
-) -> bool:
-    """Train the embedded model, or go on with a run that was cut off; as in ``recipes.tiny``.
-
-    Returns:
-        Whether the run is finished.
-    """
-    from llava_mini.recipes.tiny import train_tiny
-    from llava_mini.training.devices import choose_hardware
-
-    output = output or Path("runs") / ("tiny-smoke" if smoke else "tiny")
-    hardware = choose_hardware(device, threads, workers)
-    scores = train_tiny(output, smoke=smoke, minutes=minutes, slice_minutes=slice_minutes, hardware=hardware)
-    if scores:
-        print(output / "model")
-    return bool(scores)
-
-
 def evaluate_tiny(
     loading: Loading,
     *,
@@ -239,9 +194,9 @@ def evaluate_tiny(
         )
     folder = locate(loading.model)
     if answers is not None:
-        _check_writable(answers)
+        check_writable(answers)
     for path in card.card_files(folder) if write_card else ():
-        _check_writable(path)
+        check_writable(path)
     engine = loading.engine()
     start, start_work = time.perf_counter(), time.process_time()
     with tqdm(total=bench.total, desc="asking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
@@ -367,7 +322,7 @@ def bench(name: str, given: Mapping[str, object], *, output: Path | None) -> Non
     from llava_mini.benchmarks.run import run_benchmark
 
     if output is not None:
-        _check_writable(output)
+        check_writable(output)
     report = run_benchmark(name, given)
     print(f"{report}\n\n{report.line()}", flush=True)
     if output is not None:
@@ -383,7 +338,7 @@ def _config_of(model: str) -> LlavaMiniConfig:
         raise ValueError(f"{error} The presets are: {', '.join(PRESETS)}.") from error
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Make the folder of a file, and see that the file can be written, before the work for it is done.
 
     Raises:

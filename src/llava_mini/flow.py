@@ -130,6 +130,8 @@ class ModelInputs:
     """[F, V, 3, H, W] for all frames of the batch in prompt order, or chunks of them."""
     labels: Tensor | None = None
     """[B, T] int64, -100 where nothing is to be learned."""
+    features: Tensor | None = None
+    """[F, V, patches, E]: what the vision tower says of all frames, computed before, in place of ``pixel_values``."""
 
 
 @dataclass(frozen=True, kw_only=True)

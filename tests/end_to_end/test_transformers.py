@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Trainer, TrainingArguments, pipeline
+from trl import SFTConfig, SFTTrainer
 
 from llava_mini import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from tests.tiny_models import tiny_model
@@ -151,6 +153,46 @@ def test_transformers_trainer_lowers_the_loss(folder: Path, processor: Any, tmp_
         gradient_checkpointing=True,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=data.collate)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_trls_sft_trainer_lowers_the_loss(folder: Path, tmp_path: Path):
+    answers = ["A cat.", "A dog."]
+    rows = [
+        {
+            "images": [picture(index)],
+            "messages": [
+                {"role": "user", "content": "What is in the image?"},
+                {"role": "assistant", "content": answers[index % 2]},
+            ],
+        }
+        for index in range(4)
+    ]
+    arguments = SFTConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        max_steps=8,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        max_length=None,  # images are never cut in two
+        assistant_only_loss=True,  # what has a label is not fused, so questions must have none
+    )
+    trainer = SFTTrainer(
+        model=LlavaMiniForConditionalGeneration.from_pretrained(folder),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=LlavaMiniProcessor.from_pretrained(folder),
+    )
+    batch = trainer.data_collator([dict(row) for row in rows[:2]])
+    assert torch.equal(batch["labels"] != -100, batch["answer_mask"].bool())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.7 * losses[0]

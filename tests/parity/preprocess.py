@@ -42,7 +42,7 @@ PLAIN = "the released 'plain' drops the question; this check gives the image alo
 REFUSED = "by design: the released code asserts one image and two turns; ours renders any conversation"
 UNREADABLE = "mended: an unreadable video is an error; the released code made 8 black frames"
 NO_IMAGE = "mended: text alone has no pixels; the released code made an all-zero image"
-LENGTHS = "not reproduced: training here does not group by length, so there is no such API"
+LENGTHS = "by design: batches here have one of four kinds, and length in bytes; there, text and video were one group"
 
 TEMPLATES = {
     "llava_v1": "llava_v1",

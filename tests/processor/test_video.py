@@ -141,6 +141,15 @@ def test_a_cut_off_file_gives_what_is_there_and_says_so(name, tmp_path):
     assert len(caught) == 1
 
 
+def test_a_cut_off_file_is_refused_where_videos_have_to_be_whole(tmp_path):
+    clip = write_container(tmp_path / "cut.mkv", {})
+    frames = list(frames_of(clip, ALL, whole=True))
+    assert len(frames) == 50
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 6 // 10])
+    with pytest.raises(ValueError, match=r"damaged after \d\.\d\d s .* Get the file again"):
+        list(frames_of(clip, ALL, whole=True))
+
+
 @pytest.mark.parametrize("num_frames", [1, 2])
 def test_what_can_be_decoded_before_the_first_wanted_frame_is_seen(num_frames, tmp_path):
     clip = write_container(tmp_path / "holes.mp4", {"movflags": "faststart"}, key_frames=5)

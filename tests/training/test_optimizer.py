@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,47 @@ def test_the_rate_rises_then_falls_to_its_last_share():
     assert max(shares) == shares[2] == 1.0
     assert shares[2:] == sorted(shares[2:], reverse=True)
     assert shares[-1] == pytest.approx(0.02)
+
+
+def test_gradients_of_micro_batches_add_up_in_float32():
+    module = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    optimizer = optimizer_of(module)
+    for part in (1.0, 2**-9):
+        (module.weight.sum() * part).backward()
+        optimizer.collect()
+        assert module.weight.grad is None
+    assert optimizer.step(1.0) == pytest.approx(1 + 2**-9, rel=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    module = nn.Linear(2, 1, bias=False)
+    before = module.weight.detach().clone()
+    optimizer = optimizer_of(module)
+    (module.weight * torch.tensor([[1.0, float("inf")]])).sum().backward()
+    assert not math.isfinite(optimizer.step(1.0))
+    assert torch.equal(module.weight, before)
+    assert not optimizer.adam.state
+
+
+def test_float32_weights_are_not_kept_twice():
+    module = nn.Linear(2, 1, bias=False)
+    [master] = optimizer_of(module).masters
+    assert master.data_ptr() == module.weight.data_ptr()
+
+
+def test_masters_and_moments_that_were_read_into_go_on_as_before():
+    torch.manual_seed(0)
+    first, second = (nn.Linear(4, 3).to(torch.bfloat16) for _ in range(2))
+    x = torch.randn(8, 4, dtype=torch.bfloat16)
+    one, two = optimizer_of(first), optimizer_of(second)
+    first(x).square().mean().backward()
+    one.step(1.0)
+    for ours, theirs in zip(two.masters, one.masters, strict=True):
+        ours.copy_(theirs)
+    for name, moment in two.moments().items():
+        moment.copy_(one.moments()[name])
+    two.go_on(1)
+    for module, optimizer in ((first, one), (second, two)):
+        module(x).square().mean().backward()
+        optimizer.step(0.5)
+    assert torch.equal(first.weight, second.weight)

@@ -69,16 +69,25 @@ def translate_transformers_llava(theirs: Mapping[str, Any]) -> LlavaMiniConfig:
 
 
 def start_llava_mini(
-    tensors: dict[str, Tensor], config: LlavaMiniConfig, *, reducer: str, reducer_grid: int, prefusion_num_layers: int
+    tensors: dict[str, Tensor],
+    config: LlavaMiniConfig,
+    *,
+    reducer: str,
+    reducer_grid: int,
+    prefusion_num_layers: int,
+    resolution_ratio: int | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, Tensor], LlavaMiniConfig]:
     """Tensors and configuration of a new LLaVA-Mini that starts from LLaVA-1.5.
 
     Args:
         tensors: of a model with (identity, 0), in our layout.
         config: of this model.
-        reducer: name of the reducer of the new model; its weights are drawn with a fixed seed.
+        reducer: name of the reducer of the new model.
         reducer_grid: tokens per side of a frame.
         prefusion_num_layers: how many of the language model's first layers to copy.
+        resolution_ratio: crops per side. None: as in the model.
+        seed: of the reducer's weights.
 
     Raises:
         ValueError: the model has a reducer or pre-fusion already, or fewer layers than are to be copied.
@@ -99,9 +108,10 @@ def start_llava_mini(
         reducer=reducer,
         reducer_grid=reducer_grid,
         prefusion_num_layers=prefusion_num_layers,
+        resolution_ratio=config.resolution_ratio if resolution_ratio is None else resolution_ratio,
     )
     dtype = tensors["projector.linear_1.weight"].dtype if "projector.linear_1.weight" in tensors else torch.float32
-    added = {f"reducer.{name}": tensor.to(dtype) for name, tensor in _new_reducer(new).items()}
+    added = {f"reducer.{name}": tensor.to(dtype) for name, tensor in _new_reducer(new, seed).items()}
     for name, tensor in tensors.items():
         place, _, inner = name.removeprefix("language_model.model.layers.").partition(".")
         if name.startswith("language_model.model.layers.") and int(place) < prefusion_num_layers:
@@ -109,7 +119,7 @@ def start_llava_mini(
     return {**tensors, **added}, new
 
 
-def _new_reducer(config: LlavaMiniConfig) -> dict[str, Tensor]:
+def _new_reducer(config: LlavaMiniConfig, seed: int) -> dict[str, Tensor]:
     """Initial tensors of the reducer. They depend on the vision width only: the rest of the model can be small."""
     small = LlavaMiniConfig(
         vision_config={**config.vision.to_dict(), "num_hidden_layers": 1, "intermediate_size": 1},
@@ -121,7 +131,7 @@ def _new_reducer(config: LlavaMiniConfig) -> dict[str, Tensor]:
         prefusion_num_layers=0,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return LlavaMiniForConditionalGeneration(small).reducer.state_dict()
 
 

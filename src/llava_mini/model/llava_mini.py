@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
+from llava_mini.model.headless import Headless
 from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
@@ -92,6 +93,11 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the language model's head."""
         self.language_model.set_output_embeddings(new_embeddings)
+
+    @property
+    def base_model(self) -> Headless:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The model without its head, which TRL asks for hidden states."""
+        return Headless(self)
 
     # The vision side: does not depend on the question.
 
@@ -191,18 +197,23 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         streamed frames share one pass over them.
 
         Raises:
-            ValueError: frames and their places do not agree, or there is no frame where one was promised.
+            ValueError: frames and their places do not agree, there is no frame where one was promised, or frames come
+                both as pixels and as features.
         """
+        if inputs.features is not None and inputs.pixel_values is not None:
+            raise ValueError("A batch holds pixel_values and features. Give one of them: features are made of pixels.")
         if inputs.pixel_values is not None and not isinstance(inputs.pixel_values, Tensor):
             fusion = StreamedFusion(self, inputs)
             for chunk in inputs.pixel_values:
                 fusion.add(chunk)
             return fusion.prompt()
-        text, pixels = self.text_rows(inputs), inputs.pixel_values
-        num_frames = 0 if pixels is None else pixels.shape[0]
+        text = self.text_rows(inputs)
+        given = inputs.pixel_values if inputs.features is None else inputs.features
+        num_frames = 0 if given is None else given.shape[0]
         frames = splice.frames_of_prompts(text.is_image, num_frames, self.config.tokens_per_frame)
         prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)
-        tokens, total = self._pass_frames(self._groups(pixels, prompt_of_frame), text.packed.embeds)
+        groups = self._groups(given, prompt_of_frame)
+        tokens, total = self._pass_frames(groups, text.packed.embeds, seen=inputs.features is not None)
         embeds = text.with_fused(total, frames)
         return FusedPrompt(
             inputs_embeds=splice.place_frames(embeds, text.is_image, torch.cat(tokens)) if tokens else embeds,
@@ -245,18 +256,21 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             fuse_answers=self.config.fuse_answers,
         )
 
-    def _groups(self, pixel_values: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Frames with the prompt of each, ``frames_per_pass`` at a time."""
-        if pixel_values is not None:
-            yield from zip(
-                pixel_values.split(self.frames_per_pass), prompt_of_frame.split(self.frames_per_pass), strict=True
-            )
+    def _groups(self, frames: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames, or their features, with the prompt of each, ``frames_per_pass`` at a time."""
+        if frames is not None:
+            yield from zip(frames.split(self.frames_per_pass), prompt_of_frame.split(self.frames_per_pass), strict=True)
 
-    def _pass_frames(self, groups: Iterator[tuple[Tensor, Tensor]], text: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Vision tokens of each group, and fused text [B, N, D] summed over the frames of each prompt, float32."""
+    def _pass_frames(
+        self, groups: Iterator[tuple[Tensor, Tensor]], text: Tensor, *, seen: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """Vision tokens of each group, and fused text [B, N, D] summed over the frames of each prompt, float32.
+
+        ``seen`` says that the groups hold features instead of pixels.
+        """
         tokens, total = [], torch.zeros(text.shape, dtype=torch.float32, device=text.device)
-        for pixel_values, prompt_of_frame in groups:
-            patches, reduced = self.reduce_frames(self.encode_frames(pixel_values))
+        for frames, prompt_of_frame in groups:
+            patches, reduced = self.reduce_frames(frames if seen else self.encode_frames(frames))
             fused = self.read(patches, reduced, text[prompt_of_frame])
             assert fused.vision is not None
             assert fused.text is not None
@@ -294,6 +308,23 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: frames and places do not agree, or frames come on top of a filled cache.
         """
+        read, labels = self.language_inputs(
+            input_ids, pixel_values, attention_mask, answer_mask, labels, inputs_embeds, position_ids, past_key_values
+        )
+        return self.language_model(**read, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+
+    def language_inputs(
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None,
+        attention_mask: Tensor | None,
+        answer_mask: Tensor | None,
+        labels: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """What the language model reads, and the labels of its rows; the arguments are those of ``forward``."""
         is_first = past_key_values is None or past_key_values.get_seq_length() == 0
         if not is_first and pixel_values is not None:
             raise ValueError(
@@ -317,16 +348,14 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
-        return self.language_model(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        read = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+        }
+        return read, labels
 
     @torch.no_grad()
     def generate(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -30,6 +30,8 @@ class ReadSettings:
     sampling: FrameSampling
     max_pixels: int
     """Most pixels of an image or of a frame."""
+    whole: bool = False
+    """Whether a video that is damaged anywhere is refused instead of seen as far as it goes."""
 
 
 class MediaStream(Iterable[FrameChunk]):
@@ -73,7 +75,7 @@ class MediaStream(Iterable[FrameChunk]):
             pixels = make_views(picture, settings.views)[None]  # [1, V, 3, S, S]
             yield FrameChunk(pixel_values=pixels, slot=index, total=1)
             return
-        frames = frames_of(slot.source, settings.sampling, max_pixels=settings.max_pixels)
+        frames = frames_of(slot.source, settings.sampling, max_pixels=settings.max_pixels, whole=settings.whole)
         ready = ((self._frame_views(frame.image), frame.time, frame.total) for frame in frames)
         for chunk in chunks(ready, self._frames_per_chunk):
             yield FrameChunk(

@@ -56,6 +56,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "sanitize_control_tokens": (None, False, True),
     "load_audio_from_video": (False,),
     "do_sample_frames": (None, True),
+    "pad_to_multiple_of": (None,),
+    "add_special_tokens": (None, False),  # of messages: the template writes them
 }
 """Arguments of transformers that are accepted with values that change nothing: messages are always sanitised."""
 

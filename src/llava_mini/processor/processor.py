@@ -259,6 +259,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         frames_per_chunk: int = FRAMES_PER_CHUNK,
+        whole: bool = False,
     ) -> ModelInputs:
         """One conversation for the model, with frames decoded while they are asked for.
 
@@ -271,6 +272,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             add_generation_prompt: whether the header of an answer follows.
             continue_final_message: whether the last message goes on, without its end.
             frames_per_chunk: most frames in memory at a time.
+            whole: whether a video that is damaged anywhere is refused instead of seen as far as it goes.
 
         Returns:
             ``pixel_values`` is a ``MediaStream``, which gives ``FrameChunk``, or None for text alone.
@@ -299,7 +301,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             answer_mask=torch.tensor(rendered.answer_mask).long()[None],
-            pixel_values=self._media(slots, sampling, frames_per_chunk) if slots else None,
+            pixel_values=self._media(slots, sampling, frames_per_chunk, whole=whole) if slots else None,
         )
 
     def prompt_length(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> int:
@@ -361,9 +363,15 @@ class LlavaMiniProcessor(ProcessorMixin):
             raise ValueError(f"The processor has no chat template. Make it with one of: {', '.join(TEMPLATES)}.")
         return chosen
 
-    def _media(self, slots: Sequence[Slot], sampling: FrameSampling, frames_per_chunk: int) -> MediaStream:
+    def _media(
+        self, slots: Sequence[Slot], sampling: FrameSampling, frames_per_chunk: int, *, whole: bool = False
+    ) -> MediaStream:
         settings = ReadSettings(
-            views=self._views, frame_resize=self.frame_resize, sampling=sampling, max_pixels=self.max_pixels
+            views=self._views,
+            frame_resize=self.frame_resize,
+            sampling=sampling,
+            max_pixels=self.max_pixels,
+            whole=whole,
         )
         return MediaStream(slots, settings, frames_per_chunk)
 

@@ -29,9 +29,9 @@ PART_TYPES = ("text", "image", "video", "image_url")
 
 Message = Mapping[str, Any]
 
-TEMPLATES = ("vicuna_v1", "llava_v1", "llama_3_1", "tiny", "plain")
-"""Chat templates by name. ``llava_v1`` says "human" where ``vicuna_v1`` says "user"; ``plain`` is the
-caption format of stage 1."""
+TEMPLATES = ("vicuna_v1", "llava_v1", "llama_3_1", "chatml", "tiny", "plain")
+"""Chat templates by name. ``llava_v1`` says "human" where ``vicuna_v1`` says "user"; ``chatml`` is that of Qwen and
+SmolLM2; ``plain`` is the caption format of stage 1."""
 
 
 def load_template(name: str) -> str:
@@ -43,6 +43,11 @@ def load_template(name: str) -> str:
     if name not in TEMPLATES:
         raise ValueError(f"There is no chat template {name!r}. The templates are: {', '.join(TEMPLATES)}.")
     return (files("llava_mini.processor") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def marks_answers(template: str) -> bool:
+    """Whether a chat template in Jinja says where answers are, which training needs."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +214,7 @@ def render(
         for message in conversation.messages
     ]
     answers = any(message["role"] == "assistant" for message in messages)
-    if answers and not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+    if answers and not marks_answers(template):
         raise ValueError(
             "The chat template does not say where answers are. Put {% generation %} and {% endgeneration %} around the "
             "assistant's text in it, or use one of the templates of llava_mini."

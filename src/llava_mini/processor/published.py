@@ -19,7 +19,7 @@ class Backbone:
     template: str
     """Chat template, by name."""
     num_begin_tokens: int
-    """Begin-of-text tokens with which LLaVA-Mini's authors ran it."""
+    """Begin-of-text tokens with which LLaVA-Mini's authors ran it; 1 for those that they did not."""
 
 
 _LLAMA_3_1 = Backbone(template="llama_3_1", num_begin_tokens=2)
@@ -28,8 +28,9 @@ BACKBONES: dict[str, Backbone] = {
     "<|eot_id|>": _LLAMA_3_1,
     "<|end_of_text|>": _LLAMA_3_1,
     "</s>": Backbone(template="vicuna_v1", num_begin_tokens=1),
+    "<|im_end|>": Backbone(template="chatml", num_begin_tokens=1),
 }
-"""Backbones by the end token of their tokenizer: Llama 3.1 and Vicuna."""
+"""Backbones by the end token of their tokenizer: Llama 3.1, Vicuna, and the chat models of Qwen and SmolLM2."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 """Any of these makes a folder one of a tokenizer."""

@@ -142,7 +142,9 @@ def _nearest_indices(length: int, size: int) -> np.ndarray:
     return torch.nn.functional.interpolate(ramp, size=size, mode="nearest")[0, 0].long().numpy()
 
 
-def frames_of(source: VideoSource, sampling: FrameSampling, *, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
+def frames_of(
+    source: VideoSource, sampling: FrameSampling, *, max_pixels: int = MAX_PIXELS, whole: bool = False
+) -> Iterator[Frame]:
     """The frames of a video, one after another, decoded as they are asked for.
 
     A damaged video gives what comes before the damage, and a warning that says where that is.
@@ -151,12 +153,13 @@ def frames_of(source: VideoSource, sampling: FrameSampling, *, max_pixels: int =
         source: the video.
         sampling: which frames.
         max_pixels: most pixels of a frame.
+        whole: whether a damaged video is refused, after the last frame that can be seen, instead of a warning.
 
     Raises:
         ValueError: a file is missing or no video, has no picture or no frame; a list or an iterator is empty.
     """
     if isinstance(source, str | Path):
-        return _file_frames(existing_file(source, "video"), sampling, max_pixels)
+        return _file_frames(existing_file(source, "video"), sampling, max_pixels, whole)
     if isinstance(source, np.ndarray | Tensor):
         return _listed_frames(_array_frames(source), sampling, max_pixels)
     if isinstance(source, Iterator):
@@ -320,7 +323,7 @@ def _constant_rate(times: list[int], end: int, time_base: Fraction, stream: "Vid
     return declared if close else measured
 
 
-def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterator[Frame]:
+def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int, whole: bool) -> Iterator[Frame]:
     with open_film(path) as container:
         stream = picture_stream(container, path)
         if stream.width and stream.height:
@@ -354,17 +357,20 @@ def _file_frames(path: Path, sampling: FrameSampling, max_pixels: int) -> Iterat
     if not shown:
         raise ValueError(f"No frame of the video {str(path)!r} can be decoded ({damage or 'no data'}). Is it damaged?")
     if damage:
-        warnings.warn(
+        found = (
             f"The video {str(path)!r} is damaged after {decoder.reached:.2f} s ({damage}): {shown} frames before that "
-            "are seen.",
-            stacklevel=2,
+            "are seen."
         )
     elif table.spoilt:
-        warnings.warn(
+        found = (
             f"The video {str(path)!r} marks a part of itself as lost or damaged: some of the {shown} frames that are "
-            "seen may be wrong.",
-            stacklevel=2,
+            "seen may be wrong."
         )
+    else:
+        return
+    if whole:
+        raise ValueError(f"{found} Get the file again.")
+    warnings.warn(found, stacklevel=2)
 
 
 class _Decoder:

@@ -1,14 +1,17 @@
 """AdamW for weights of any precision, with float32 master copies, and the rate over time.
 
-With bfloat16 weights a step of 0.001 of a weight would be rounded away; the master copies keep it.
+With bfloat16 weights a step of 0.001 of a weight would be rounded away; the master copies keep it. Weights that are
+float32 are their own masters. All of them may be spread over processes.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llava_mini.training.stages import ParameterGroup
 
@@ -38,10 +41,10 @@ def rate_share(step: int, num_steps: int, settings: OptimizerSettings) -> float:
 
 
 class MasterAdamW:
-    """AdamW that updates float32 copies and writes them back to the model's weights."""
+    """AdamW that updates float32 masters and writes them back to the model's weights."""
 
     def __init__(self, groups: Sequence[ParameterGroup], settings: OptimizerSettings) -> None:
-        """Take float32 copies of the parameters.
+        """Take the parameters, and float32 copies of those in other number formats.
 
         Args:
             groups: Parameters by peak rate, from ``apply_stage``.
@@ -63,7 +66,7 @@ class MasterAdamW:
                 for name, weight in zip(group.names, group.parameters, strict=True):
                     if (weight.ndim >= 2 and weight.shape[0] > 1) != decayed:
                         continue
-                    master = weight.detach().float().clone()
+                    master = weight.detach().float()
                     self.names.append(name)
                     self.weights.append(weight)
                     self.masters.append(master)
@@ -73,8 +76,16 @@ class MasterAdamW:
                     adam_groups.append({"params": masters, "lr": group.rate, "peak": group.rate, "weight_decay": decay})
         self.adam = torch.optim.AdamW(adam_groups, betas=settings.betas, foreach=True)
 
+    def collect(self) -> None:
+        """Add the gradients of a micro-batch to sums in float32. Those of float32 weights are such sums already."""
+        for weight, master in self._copied():
+            if weight.grad is None:
+                continue
+            master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+            weight.grad = None
+
     def step(self, share: float) -> float:
-        """Clip the gradients, update, and clear them.
+        """Clip the gradients, update unless they are not finite, and clear them.
 
         Args:
             share: Share of the peak rate to use.
@@ -82,19 +93,51 @@ class MasterAdamW:
         Returns:
             The length of all gradients together, before clipping.
         """
+        self.collect()
         for group in self.adam.param_groups:
             group["lr"] = group["peak"] * share
         for weight, master in zip(self.weights, self.masters, strict=True):
-            master.grad = torch.zeros_like(master) if weight.grad is None else weight.grad.float()
+            if weight.grad is not None:
+                master.grad = weight.grad
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
         norm = nn.utils.clip_grad_norm_(self.masters, self.settings.max_gradient_norm, foreach=True)
-        self.adam.step()
-        with torch.no_grad():
-            for weight, master in zip(self.weights, self.masters, strict=True):
-                weight.copy_(master)
+        length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if math.isfinite(length):
+            self.adam.step()
+            self.write_back()
         for weight, master in zip(self.weights, self.masters, strict=True):
             weight.grad = None
             master.grad = None
-        return float(norm)
+        return length
+
+    def write_back(self) -> None:
+        """Round the masters to the weights that are copies of them."""
+        with torch.no_grad():
+            for weight, master in self._copied():
+                weight.copy_(master)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the moments by name, made with zeros before the first step: to be stored, or to be read into."""
+        tensors = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            state = self.adam.state[master]
+            for key in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{key}.{name}"] = state.setdefault(key, torch.zeros_like(master))
+            state.setdefault("step", torch.tensor(0.0))
+        return tensors
+
+    def go_on(self, step: int) -> None:
+        """Continue after so many steps, once masters and moments have been read into."""
+        for master in self.masters:
+            self.adam.state[master]["step"].fill_(step)
+        self.write_back()
+
+    def _copied(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield the weights that are not their own masters."""
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if weight.dtype != torch.float32:
+                yield weight, master
 
     def state(self) -> dict[str, Tensor]:
         """Return copies and moments by name, to be stored."""

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
+from llava_mini.training.trackers import Tracker
+
 Progress = Callable[[int, float, Mapping[str, float]], None]
 """Called after each step with the steps done, the seconds they took, and what was measured."""
 
@@ -40,6 +42,8 @@ class RunLog:
         terminal: TextIO | None = None,
         every_seconds: float = 30.0,
         phases: Sequence[Work] = (),
+        tracker: Tracker | None = None,
+        silent: bool = False,
     ) -> None:
         """Open the log for appending.
 
@@ -48,8 +52,13 @@ class RunLog:
             terminal: Where progress goes; standard error when not given.
             every_seconds: Least time between two plain lines.
             phases: All that the run does, in order; empty leaves out the time left for the run.
+            tracker: Is told the same, besides the file.
+            silent: Write and show nothing, as all processes of a run but the first do.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        if not silent:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.tracker = tracker
+        self.silent = silent
         self.path = folder / "log.jsonl"
         self.terminal = terminal or sys.stderr
         self.every_seconds = every_seconds
@@ -59,12 +68,18 @@ class RunLog:
         self._bar: tqdm[NoReturn] | None = None
 
     def write(self, **facts: float | int | str | Mapping[str, float]) -> None:
-        """Append one line of JSON, in the file when this returns."""
+        """Append one line of JSON, in the file when this returns, and tell the tracker."""
+        if self.silent:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+        if self.tracker is not None:
+            self.tracker.write(facts)
 
     def say(self, text: str) -> None:
         """Show a line on the terminal."""
+        if self.silent:
+            return
         tqdm.write(text, file=self.terminal)
         self.terminal.flush()
 
@@ -83,7 +98,7 @@ class RunLog:
             step: Steps done before.
             num_steps: Of the phase.
         """
-        if self.terminal.isatty():
+        if self.terminal.isatty() and not self.silent:
             self._bar = tqdm(
                 total=num_steps,
                 initial=step,

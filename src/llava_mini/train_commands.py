@@ -1,0 +1,164 @@
+"""What ``llava-mini train`` runs: recipes with the flags that were given, their plans, and what they leave behind.
+
+Plans and the name of the finished model go to stdout; progress, warnings and errors to stderr.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from llava_mini.checkpoint.assemble import NewParts
+from llava_mini.recipes.finetune import finetune as finetune_recipe
+from llava_mini.recipes.finetune import finetune_settings, hd_parts
+from llava_mini.recipes.pretrain import StartOfPretraining, pretrain_settings
+from llava_mini.recipes.pretrain import pretrain as pretrain_recipe
+from llava_mini.recipes.tuning import Tuning, TuningSettings, data_files
+from llava_mini.training.devices import choose_hardware
+from llava_mini.training.lora import LoraSettings
+from llava_mini.training.plan import Devices
+from llava_mini.training.sharding import EngineSettings
+from llava_mini.training.world import World
+
+if TYPE_CHECKING:
+    from llava_mini_cli_train import Finetune, Pretrain
+
+
+def train_tiny(
+    output: Path | None,
+    *,
+    smoke: bool,
+    minutes: float | None,
+    slice_minutes: float | None,
+    device: str | None,
+    threads: int | None,
+    workers: int | None,
+) -> bool:
+    """Train the embedded model, or go on with a run that was cut off; as in ``recipes.tiny``.
+
+    Returns:
+        Whether the run is finished.
+    """
+    from llava_mini.recipes.tiny import train_tiny
+
+    output = output or Path("runs") / ("tiny-smoke" if smoke else "tiny")
+    hardware = choose_hardware(device, threads, workers)
+    scores = train_tiny(output, smoke=smoke, minutes=minutes, slice_minutes=slice_minutes, hardware=hardware)
+    if scores:
+        print(output / "model")
+    return bool(scores)
+
+
+def pretrain(flags: "Pretrain", environment: Mapping[str, str]) -> int:
+    """Plan or run stage 1.
+
+    Args:
+        flags: As they were typed.
+        environment: In which ``torchrun`` tells each process who it is.
+
+    Returns:
+        The exit code: 0 when the run is finished, or only a plan was asked for; 3 when a slice ended before.
+    """
+    settings = _settings(flags, pretrain_settings())
+    settings = replace(settings, captions=not flags.questions)
+    start = StartOfPretraining(language_model=flags.language_model, vision_tower=flags.vision_tower, model=flags.model)
+    return _run(pretrain_recipe(start, settings), flags, environment)
+
+
+def finetune(flags: "Finetune", environment: Mapping[str, str]) -> int:
+    """Plan or run stage 2; as ``pretrain``."""
+    settings = _settings(flags, finetune_settings())
+    rates = replace(
+        settings.rates,
+        language_model=flags.language_model_rate,
+        reducer=flags.reducer_rate,
+        prefusion=flags.prefusion_rate,
+        low_rank=flags.lora_rate,
+    )
+    lora = LoraSettings(
+        rank=flags.lora_rank,
+        alpha=flags.lora_alpha,
+        dropout=flags.lora_dropout,
+        prefusion=flags.lora_prefusion,
+        four_bit=flags.four_bit,
+    )
+    if not flags.lora and (flags.four_bit or flags.lora_prefusion):
+        raise ValueError("--four-bit and --lora-prefusion are about low-rank updates. Give --lora with them.")
+    settings = replace(settings, rates=rates, lora=lora if flags.lora else None)
+    return _run(finetune_recipe(flags.model, settings, new=_new_parts(flags)), flags, environment)
+
+
+def _settings(flags: "Pretrain | Finetune", defaults: TuningSettings) -> TuningSettings:
+    rates = defaults.rates
+    if flags.projector_rate is not None:
+        rates = replace(rates, projector=flags.projector_rate)
+    return replace(
+        defaults,
+        files=data_files(flags.data, flags.media, flags.weights),
+        rates=rates,
+        batch=flags.batch,
+        micro_batch=flags.micro_batch,
+        epochs=defaults.epochs if flags.epochs is None else flags.epochs,
+        steps=flags.steps,
+        template=flags.template,
+        max_length=flags.max_length,
+        num_frames=flags.frames,
+        fps=flags.fps,
+        max_frames=flags.max_frames,
+        features=flags.features,
+        max_damaged_share=flags.max_damaged_share,
+        checkpoint_minutes=flags.checkpoint_minutes,
+        dtype=getattr(torch, flags.dtype),
+        seed=flags.seed,
+    )
+
+
+def _new_parts(flags: "Finetune") -> NewParts | None:
+    """What was said about new parts; None if nothing was."""
+    given = {
+        "reducer": flags.reducer,
+        "reducer_grid": flags.reducer_grid,
+        "prefusion_num_layers": flags.prefusion_layers,
+        "prefusion_start": flags.prefusion_start,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given and not flags.hd:
+        return None
+    return replace(hd_parts() if flags.hd else NewParts(), **given)
+
+
+def _run(tuning: Tuning, flags: "Pretrain | Finetune", environment: Mapping[str, str]) -> int:
+    if flags.gpus is not None and not flags.dry_run:
+        raise ValueError("--gpus is for --dry-run. To train on several, start with torchrun --nproc-per-node N.")
+    if flags.dry_run:
+        number = flags.gpus or 1
+        print(tuning.plan(_devices(flags, number)))
+        return 0
+    if not flags.data:
+        raise ValueError("There is no data to train on. Give JSON or JSONL files in the format of LLaVA.")
+    hardware = choose_hardware(flags.device, flags.threads, flags.workers)
+    world = World.from_environment(environment, device=hardware.device)
+    with world.speaking_once("llava-mini"), world:
+        devices = _devices(flags, world.size)
+        plan = world.first(lambda: str(tuning.plan(devices)))
+        if world.is_first:
+            print(plan, flush=True)
+        output = flags.output or Path("runs") / tuning.name
+        engine = EngineSettings(
+            strategy=devices.strategy,
+            checkpoint_activations=devices.checkpointing,
+            compile_layers=flags.compile,
+        )
+        run = tuning.run(output, engine=engine, world=world)
+        run.execute(hardware=hardware, slice_minutes=flags.slice_minutes, world=world, tracker=flags.tracker)
+        finished = world.first(lambda: run.is_finished)
+        if finished and world.is_first:
+            print(run.model_dir)
+        return 0 if finished else 3
+
+
+def _devices(flags: "Pretrain | Finetune", number: int) -> Devices:
+    strategy = "none" if number == 1 else flags.strategy or "fsdp"
+    return Devices(number=number, strategy=strategy, checkpointing=not flags.keep_activations)

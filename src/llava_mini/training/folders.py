@@ -1,0 +1,260 @@
+"""Checkpoints of a run of any number of processes: a folder each, which any other number goes on from.
+
+``torch.distributed.checkpoint`` writes the part of every process as safetensors files (nothing is pickled) and puts
+together what another number of processes asks for. A folder is made under another name and moved when it is complete,
+so what has the name of a checkpoint is one. What trains is stored once, in float32.
+
+    step-00000120/facts.json                                 step, settings, measurements so far
+    step-00000120/shard-00001-model-00001-of-00001.safetensors
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from llava_mini.training.checkpoints import Facts, random_states, restore_random_states
+from llava_mini.training.optimizer import MasterAdamW
+from llava_mini.training.world import World
+
+FACTS = "facts.json"
+FILE_BYTES = 2 * 2**30
+"""About the size of a file: so much is copied into memory at a time."""
+NAME = re.compile(r"step-(\d{8,})")
+SHARED_SECONDS = 10.0
+"""How long a folder may take to be seen by another machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFolders:
+    """The checkpoints of one phase."""
+
+    folder: Path
+    keep_last: int
+    """How many stay."""
+    world: World
+
+    def open(self) -> None:
+        """Make the folder, and remove what a kill left unfinished.
+
+        Raises:
+            ValueError: If the machines of the run do not share the folder.
+        """
+        self.world.first(self._tidy)
+        self._make_draft(self.folder / ".shared.draft")
+        self.world.first(lambda: (self.folder / ".shared.draft").rmdir())
+
+    def newest(self) -> Path | None:
+        """Return the folder to go on from, if there is one: in all processes what the first one sees."""
+        return self.world.first(lambda: newest_folder(self.folder))
+
+    def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
+        """Write a checkpoint, then remove the oldest.
+
+        Raises:
+            OSError: If it cannot be written, in all processes. Those before it are whole.
+        """
+        path = self.folder / f"step-{facts['step']:08d}"
+        draft = path.with_name(f".{path.name}.draft")
+        tensors = _tensors(module, optimizer)
+        tensors |= {f"random.{name}.{self.world.rank}": value for name, value in random_states().items()}
+        try:
+            self._make_draft(draft)
+            self.world.each(lambda: _write(draft, tensors, self.world))
+            self.world.first(lambda: _publish(draft, path, facts))
+        except OSError as error:
+            self.world.first(self._tidy)
+            before = newest_folder(self.folder)
+            raise OSError(
+                f"The checkpoint of step {facts['step']} could not be written to {self.folder}: {error}. "
+                + (f"The one before, {before.name}, is whole. " if before else "There is none before it. ")
+                + "Make room, or mend the disk, and start the same command again."
+            ) from error
+        self.world.first(self._prune)
+
+    def load(self, path: Path, module: nn.Module, optimizer: MasterAdamW) -> Facts:
+        """Read a checkpoint into a module and its optimizer, wherever their tensors lie, and return its facts.
+
+        Raises:
+            ValueError: If it is damaged, or of another module or stage.
+        """
+        facts = read_folder_facts(path)
+        tensors, stored = _tensors(module, optimizer), _stored_names(path)
+        expected = {name for name in stored if not name.startswith("random.")}
+        if expected != tensors.keys():
+            raise ValueError(
+                f"{path} holds other tensors than this stage has, for example "
+                f"{', '.join(sorted(expected ^ tensors.keys())[:5])}. Was the recipe changed? Give an empty folder."
+            )
+        random = {
+            name: torch.empty_like(value)
+            for name, value in random_states().items()
+            if f"random.{name}.{self.world.rank}" in stored
+        }
+        own = {f"random.{name}.{self.world.rank}": value for name, value in random.items()}
+        self.world.each(lambda: _read(path, {**tensors, **own}, no_dist=self.world.size == 1))
+        optimizer.go_on(facts["step"])
+        if "cpu" in random:
+            restore_random_states(random)
+        return facts
+
+    def _make_draft(self, draft: Path) -> None:
+        self.world.first(lambda: draft.mkdir(parents=True))
+
+        def look() -> None:
+            until = time.monotonic() + SHARED_SECONDS
+            while not draft.is_dir():
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f"{self.folder} is not the same folder on all machines of the run. Give one that they share."
+                    )
+                time.sleep(0.1)
+                newest_folder(self.folder)  # makes a network disk look again
+
+        self.world.each(look)
+
+    def _tidy(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".*.draft"):
+            if left.is_dir():
+                shutil.rmtree(left)
+
+    def _prune(self) -> None:
+        for old in _folders(self.folder)[: -self.keep_last]:
+            gone = old.with_name(f".{old.name}.draft")
+            old.rename(gone)  # half of a checkpoint must not have the name of one
+            shutil.rmtree(gone)
+
+
+def newest_folder(folder: Path) -> Path | None:
+    """Return the checkpoint of the latest step in the folder of a phase."""
+    return next(reversed(_folders(folder)), None)
+
+
+def read_folder_facts(path: Path) -> Facts:
+    """Return what a checkpoint knows besides its tensors.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        return json.loads((path / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {FACTS} cannot be read ({error}). {_ADVICE}") from error
+
+
+def load_folder(module: nn.Module, path: Path) -> None:
+    """Read the weights of a checkpoint into the module that was trained, whole and in one process.
+
+    Raises:
+        ValueError: If it is damaged, or of another module.
+    """
+    tensors = {f"module.{name}": value for name, value in _weights(module).items()}
+    stored = {name for name in _stored_names(path) if name.startswith("module.")}
+    if stored != tensors.keys():
+        raise ValueError(
+            f"{path} holds other weights than the module has, for example "
+            f"{', '.join(sorted(stored ^ tensors.keys())[:5])}."
+        )
+    _read(path, tensors, no_dist=True)
+
+
+_ADVICE = "Remove that folder to go on from the checkpoint before it."
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoints, the oldest first."""
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once, under the first of its names, and what is stored besides: to be read into."""
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    all_names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = {name: value for name, value in module.state_dict().items() if name not in all_names}
+    return {name: value if value.ndim else value.view(1) for name, value in {**parameters, **buffers}.items()}
+
+
+def _tensors(module: nn.Module, optimizer: MasterAdamW) -> dict[str, Tensor]:
+    masters = dict(zip(optimizer.names, optimizer.masters, strict=True))
+    tensors = {f"module.{name}": masters.get(name, value) for name, value in _weights(module).items()}
+    return tensors | {f"optimizer.{name}": value for name, value in optimizer.moments().items()}
+
+
+def _write(draft: Path, tensors: Mapping[str, Tensor], world: World) -> None:
+    writer = HuggingFaceStorageWriter(str(draft), fqn_to_index_mapping=_files_of(tensors, world), save_distributed=True)
+    _alone_is_fine(lambda: save(dict(tensors), storage_writer=writer, no_dist=world.size == 1))
+
+
+def _read(path: Path, tensors: Mapping[str, Tensor], *, no_dist: bool) -> None:
+    try:
+        reader = HuggingFaceStorageReader(str(path))
+        _alone_is_fine(lambda: load(dict(tensors), storage_reader=reader, no_dist=no_dist))
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or incomplete ({' '.join(str(error).split())}). {_ADVICE}") from error
+
+
+def _stored_names(path: Path) -> set[str]:
+    try:
+        return set(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}). {_ADVICE}") from error
+
+
+def _files_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, int]:
+    """Spread tensors over files of about ``FILE_BYTES``, counted from 1, the same in every process."""
+    files, number, size = {}, 1, 0
+    for name, tensor in tensors.items():
+        if name.startswith("random."):
+            kind = name.rpartition(".")[0]
+            files |= {f"{kind}.{rank}": 1 for rank in range(world.size)}
+            continue
+        num_bytes = tensor.numel() * tensor.element_size()
+        if size and size + num_bytes > FILE_BYTES:
+            number, size = number + 1, 0
+        files[name], size = number, size + num_bytes
+    return files
+
+
+def _publish(draft: Path, path: Path, facts: Facts) -> None:
+    text = json.dumps(dict(facts), indent=1) + "\n"
+    with (draft / FACTS).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    draft.rename(path)
+
+
+def _alone_is_fine(work: Callable[[], Any]) -> None:
+    """Run what warns of a single process, and turn the error of any process into one of a kind that can be caught.
+
+    Raises:
+        OSError: If a file could not be written or read.
+        RuntimeError: If anything else failed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            work()
+        except CheckpointException as error:
+            failures = [failure for failure, _ in error.failures.values()]
+            chosen = next((failure for failure in failures if isinstance(failure, OSError)), failures[0])
+            kind = OSError if isinstance(chosen, OSError) else RuntimeError
+            raise kind(" ".join(str(chosen).split())) from error

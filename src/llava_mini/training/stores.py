@@ -1,0 +1,172 @@
+"""The two ways in which a phase keeps its checkpoints, behind one face.
+
+A small model of one process keeps one file, which a kill leaves whole, and which needs no room for a second. Anything
+else keeps folders (``folders.py``): every process writes its own part, and another number of processes reads them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from llava_mini.training.checkpoints import (
+    Facts,
+    random_states,
+    read_checkpoint,
+    read_facts,
+    restore_random_states,
+    write_checkpoint,
+)
+from llava_mini.training.folders import CheckpointFolders, load_folder, newest_folder, read_folder_facts
+from llava_mini.training.optimizer import MasterAdamW
+from llava_mini.training.world import World
+
+CHECKPOINT = "checkpoint.safetensors"
+"""Name of the file that a phase of one process goes on from."""
+
+
+def progress_of(folder: Path) -> tuple[int, float]:
+    """Return how many steps the checkpoint in ``folder`` has seen, and the seconds they took; 0 without one."""
+    newest, path = newest_folder(folder), folder / CHECKPOINT
+    facts = read_folder_facts(newest) if newest else read_facts(path) if path.exists() else {}
+    return int(facts.get("step", 0)), float(facts.get("seconds", 0.0))
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Load the weights of the newest checkpoint in ``folder`` into the module that was trained, in one process."""
+    if newest := newest_folder(folder):
+        load_folder(module, newest)
+        return
+    tensors, _ = read_checkpoint(folder / CHECKPOINT)
+    _load_module(module, tensors)
+
+
+class Store(Protocol):
+    """The checkpoints of a phase. All processes call its methods together."""
+
+    @property
+    def last_good(self) -> str:
+        """A sentence that says where the newest checkpoint is."""
+        ...
+
+    def open(self) -> None:
+        """Make the folder."""
+        ...
+
+    def resume(self, module: nn.Module, optimizer: MasterAdamW, expected: Facts) -> Facts:
+        """Read the newest checkpoint into a module and its optimizer.
+
+        Args:
+            module: Of the task.
+            optimizer: Not used yet.
+            expected: Facts of a fresh start.
+
+        Returns:
+            Its facts, or those of a fresh start.
+
+        Raises:
+            ValueError: If it is damaged, or of another phase.
+        """
+        ...
+
+    def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: If it cannot be written; the one before is whole.
+        """
+        ...
+
+
+def store_of(folder: Path, keep_last: int | None, world: World) -> Store:
+    """Return what keeps the checkpoints of a phase.
+
+    Args:
+        folder: Of the phase.
+        keep_last: How many folders to keep. None: one file.
+        world: The processes.
+
+    Raises:
+        ValueError: If several processes would write one file.
+    """
+    if keep_last is not None:
+        return _Folders(CheckpointFolders(folder=folder, keep_last=keep_last, world=world))
+    if world.size > 1:
+        raise ValueError(
+            f"Checkpoints in one file are for one process, and there are {world.size}. Set keep_last, the number of "
+            "checkpoint folders that stay."
+        )
+    return _OneFile(folder)
+
+
+class _OneFile:
+    """Checkpoints of one process: a file that each replaces."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CHECKPOINT
+        self.last_good = f"The last good state is in {self.path}."
+
+    def open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def resume(self, module: nn.Module, optimizer: MasterAdamW, expected: Facts) -> Facts:
+        """Go on from the file, which is written first if there is none: random numbers go on from it, too."""
+        if not self.path.exists():
+            self.save(module, optimizer, expected)
+        tensors, facts = read_checkpoint(self.path)
+        _check_facts(self.path, facts, expected)
+        _load_module(module, tensors)
+        optimizer.restore(_part(tensors, "optimizer."))
+        restore_random_states(_part(tensors, "random."))
+        return facts
+
+    def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
+        tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
+        tensors |= {f"random.{name}": value for name, value in random_states().items()}
+        write_checkpoint(self.path, tensors, facts)
+
+
+class _Folders:
+    """Checkpoints of any number of processes: a folder each."""
+
+    def __init__(self, checkpoints: CheckpointFolders) -> None:
+        self.checkpoints = checkpoints
+
+    @property
+    def last_good(self) -> str:
+        newest = newest_folder(self.checkpoints.folder)
+        return f"The last good state is in {newest}." if newest else "There is no checkpoint yet."
+
+    def open(self) -> None:
+        self.checkpoints.open()
+
+    def resume(self, module: nn.Module, optimizer: MasterAdamW, expected: Facts) -> Facts:
+        newest = self.checkpoints.newest()
+        if newest is None:
+            return expected
+        _check_facts(newest, read_folder_facts(newest), expected)
+        return self.checkpoints.load(newest, module, optimizer)
+
+    def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
+        self.checkpoints.save(module, optimizer, facts)
+
+
+def _check_facts(path: Path, facts: Facts, expected: Facts) -> None:
+    known = {name: expected[name] for name in ("phase", "num_steps", "micro_batches")}
+    found = {"micro_batches": 1, **{name: facts.get(name) for name in known if name in facts}}
+    if found != known:
+        what = "folder" if path.is_dir() else "file"
+        raise ValueError(
+            f"{path} holds {found} but this run has {known}. Give another folder, remove the {what}, or keep "
+            "accumulate times the number of processes as it was."
+        )
+
+
+def _load_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    module.load_state_dict(_part(tensors, "module."))
+
+
+def _part(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    return {name.removeprefix(beginning): value for name, value in tensors.items() if name.startswith(beginning)}

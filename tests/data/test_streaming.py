@@ -1,0 +1,335 @@
+"""Samples from Parquet files and tars, through the streaming of ``datasets``."""
+
+import importlib.util
+import io
+import itertools
+import json
+import pickle
+import tarfile
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from llava_mini.data.quarantine import Damaged
+from llava_mini.data.samples import Sample
+from llava_mini.data.streaming import SampleStream, StreamBatches, StreamSettings, find_shards, sample_of_streamed
+from llava_mini.data.tuning_batch import TuningCollator
+from tests.tiny_engine import picture, tiny_parts
+
+
+def png(value=0):
+    file = io.BytesIO()
+    picture(value).save(file, format="PNG")
+    return file.getvalue()
+
+
+def turns(question, answer="yes"):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=3)
+    return str(path)
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    return str(path)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Five shards of 4 to 8 records, each of which asks for its own number."""
+    numbers = itertools.count()
+    return tuple(
+        write_parquet(
+            tmp_path / f"{shard}.parquet",
+            [{"id": "same", "conversations": turns(f"number {next(numbers)}"), "extra": 1} for _ in range(4 + shard)],
+        )
+        for shard in range(5)
+    )
+
+
+def stream(shards, rank=0, world_size=1, **settings):
+    return SampleStream(StreamSettings(shards=shards, name="s", **settings), rank=rank, world_size=world_size)
+
+
+def number_of(sample):
+    return int(sample.messages[0]["content"][0]["text"].removeprefix("number "))
+
+
+def numbers(samples):
+    return [number_of(sample) for sample in samples]
+
+
+def test_an_epoch_has_every_record_once_in_a_mixed_order_that_the_seed_decides(shards):
+    order = numbers(stream(shards, seed=1))
+    assert sorted(order) == list(range(30))
+    assert order != sorted(order)
+    assert numbers(stream(shards[::-1], seed=1)) == order
+    assert numbers(stream(shards, seed=2)) != order
+
+
+def test_each_epoch_has_its_own_order(shards):
+    one = stream(shards)
+    first, second = numbers(one), numbers(one)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert one.epoch == 2
+
+
+def test_ids_are_unique_and_name_shard_and_record(shards, tmp_path):
+    other = write_parquet(tmp_path / "folder" / "0.parquet", [{"conversations": turns("number 30")}])
+    ids = [sample.id for sample in stream((*shards, other))]
+    assert len(set(ids)) == 31
+    assert {"s/0.parquet/0", "s/folder/0.parquet/0"} <= set(ids)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_ranks_share_an_epoch_without_overlap_even_if_there_are_fewer_shards(shards, world_size):
+    parts = [numbers(stream(shards, rank, world_size)) for rank in range(world_size)]
+    assert all(parts)
+    assert sorted(itertools.chain.from_iterable(parts)) == list(range(30))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (3, 7)])
+def test_a_stream_goes_on_anywhere_in_an_epoch_as_if_it_had_not_stopped(shards, rank, world_size):
+    whole = stream(shards, rank, world_size, window=3)
+    expected = [numbers(whole), numbers(whole)]
+    for place in range(0, len(expected[0]) + 1, 2):
+        stopped = stream(shards, rank, world_size, window=3)
+        before = numbers(itertools.islice(stopped, place))
+        state = json.loads(json.dumps(stopped.state_dict()))
+        later = stream(shards, rank, world_size, window=3)
+        later.load_state_dict(state)
+        assert [before + numbers(later), numbers(later)] == expected
+
+
+def test_iterating_again_goes_on_where_the_last_iteration_stopped(shards):
+    expected = numbers(stream(shards))
+    one = stream(shards)
+    assert numbers(itertools.islice(one, 7)) + numbers(one) == expected
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"window": 9}, {"rank": 1, "world_size": 2}, {"shards": 3}])
+def test_a_state_of_another_order_is_refused(shards, change):
+    state = stream(shards).state_dict()
+    with pytest.raises(ValueError, match="another order"):
+        stream(shards[: change.pop("shards", 5)], **change).load_state_dict(state)
+
+
+def test_media_of_a_parquet_row_are_bytes_structs_or_paths(tmp_path):
+    image = png()
+    rows = {
+        "structs": [
+            {"image": {"bytes": image, "path": "a.png"}, "conversations": turns("<image>\nwhat?")},
+            {"image": {"bytes": None, "path": None}, "conversations": turns("only words")},
+        ],
+        "lists": [{"images": [{"bytes": image}, {"bytes": image}], "conversations": turns("<image><image>same?")}],
+        "bytes": [{"image": image, "conversations": turns("<image>\nwhat?")}],
+        "paths": [{"video": "clips/a.mp4", "conversations": turns("<video>\nwhat?")}],
+    }
+    shards = tuple(write_parquet(tmp_path / f"{name}.parquet", some) for name, some in rows.items())
+    found = {sample.id: sample for sample in stream(shards, media_folder=tmp_path)}
+    assert [found[f"s/structs.parquet/{row}"].kind for row in range(2)] == ["image", "text"]
+    assert [medium.source for medium in found["s/lists.parquet/0"].media] == [image, image]
+    assert found["s/bytes.parquet/0"].media[0].source == image
+    assert found["s/paths.parquet/0"].media[0].source == tmp_path / "clips/a.mp4"
+
+
+def test_members_of_a_tar_with_one_key_are_one_record(tmp_path):
+    images = [png(value) for value in range(12)]
+    members = [
+        ("set/a.json", json.dumps({"image": "x/y.png", "conversations": turns("<image>\nwhat?")}).encode()),
+        ("set/a.png", images[0]),
+        ("set/b.json", json.dumps({"conversations": turns("only words")}).encode()),
+        *((f"set/c.{number}.png", image) for number, image in reversed(list(enumerate(images)))),
+        ("set/c.json", json.dumps({"conversations": turns("<image>" * 12 + "many?")}).encode()),
+        ("set/d.mp4", b"film"),
+        ("set/d.json", json.dumps({"video": "d.mp4", "conversations": turns("<video>\nwhat?")}).encode()),
+    ]
+    found = {sample.id: sample for sample in stream((write_tar(tmp_path / "one.tar", members),))}
+    kinds = {name: sample.kind for name, sample in found.items()}
+    assert kinds == {
+        "s/one.tar/set/a": "image",
+        "s/one.tar/set/b": "text",
+        "s/one.tar/set/c": "multi-image",
+        "s/one.tar/set/d": "video",
+    }
+    assert [medium.source for medium in found["s/one.tar/set/c"].media] == images
+    assert found["s/one.tar/set/d"].media[0].source == b"film"
+
+
+def test_damaged_records_are_told_and_the_others_are_read(tmp_path):
+    words = json.dumps({"conversations": turns("words")}).encode()
+    image = json.dumps({"image": "a.png", "conversations": turns("<image>\nwhat?")}).encode()
+    members = [
+        ("a.json", b"{"),
+        ("b.txt", b"words"),
+        ("c.json", image),
+        ("d.json", words),
+        ("d.npy", b"array"),
+        ("e.json", words),
+        ("f.json", b"[]"),
+    ]
+    rows = [{"conversations": turns("<image>\nwhat?"), "image": "a.png"}, {"conversations": turns("words")}]
+    shards = write_tar(tmp_path / "a.tar", members), write_parquet(tmp_path / "b.parquet", rows)
+    found = list(stream(shards))
+    damaged = {one.id: one.reason for one in found if isinstance(one, Damaged)}
+    assert {one.id for one in found if isinstance(one, Sample)} == {"s/a.tar/e", "s/b.parquet/1"}
+    expected = {
+        "s/a.tar/a": "is damaged",
+        "s/a.tar/b": "no .json",
+        "s/a.tar/c": "names 1 images, but 0 are beside it",
+        "s/a.tar/d": "the member .npy",
+        "s/a.tar/f": "not an object",
+        "s/b.parquet/0": "no folder of media",
+    }
+    assert set(damaged) == set(expected)
+    assert all(reason in damaged[name] for name, reason in expected.items())
+
+
+def spoil(path, how):
+    content = bytearray(path.read_bytes())
+    match how:
+        case "cut":  # a tar between two members
+            content = content[: len(content) // 2]
+        case "cut in a member":
+            content = content[: len(content) // 2 + 700]
+        case "cut in a header":
+            content = content[: len(content) // 2 + 100]
+        case "header":  # of the third member
+            content[2 * 1024 : 2 * 1024 + 200] = b"\xff" * 200
+        case "end":
+            content[-4:] = b"xxxx"
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "sound"),
+    [
+        ("a.tar", "", 9),
+        ("a.tar", "cut", 5),
+        ("a.tar", "cut in a member", 4),  # the record before may lack a member
+        ("a.tar", "cut in a header", 5),
+        ("a.tar", "header", 2),
+        ("a.parquet", "", 9),
+        ("a.parquet", "cut", 0),
+        ("a.parquet", "end", 0),
+    ],
+)
+def test_a_damaged_shard_is_told_and_the_next_one_is_read(tmp_path, name, how, sound):
+    path = tmp_path / name
+    if name.endswith("tar"):
+        words = "." * 400  # a header and a member of 512 bytes each
+        members = [(f"{key}.json", json.dumps({"conversations": turns(words)}).encode()) for key in range(9)]
+        write_tar(path, members)
+    else:
+        write_parquet(path, [{"conversations": turns(f"number {key}")} for key in range(9)])
+    spoil(path, how)
+    whole = write_parquet(tmp_path / "whole.parquet", [{"conversations": turns("number 100")}])
+    found = list(stream((str(path), whole)))
+    damaged = [one for one in found if isinstance(one, Damaged)]
+    assert "s/whole.parquet/0" in [one.id for one in found]
+    assert len(found) - len(damaged) - 1 == sound
+    assert [(one.id, one.media) for one in damaged] == ([(f"s/{name}/end", str(path))] if how else [])
+
+
+def test_a_missing_shard_and_a_table_of_something_else_are_told(tmp_path):
+    other = write_parquet(tmp_path / "other.parquet", [{"text": "words"}])
+    found = {one.id: one.reason for one in stream((other, str(tmp_path / "none.parquet")))}
+    assert "its columns are text; a LLaVA record has 'conversations'" in found["s/other.parquet/end"]
+    assert "No such file" in found["s/none.parquet/end"]
+
+
+@pytest.mark.parametrize(
+    ("shards", "settings", "message"),
+    [
+        ((), {}, "at least one shard"),
+        (("a.tar", "a.tar"), {}, "named twice"),
+        (("a.zip",), {}, "ends with '.zip'; shards are read that end with .parquet, .tar"),
+        (("a.tar",), {"window": 0}, "window is 0"),
+        (("a.tar",), {"rank": 2, "world_size": 2}, "no rank 2 among 2"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(shards, settings, message):
+    with pytest.raises(ValueError, match=message):
+        stream(shards, **settings)
+
+
+def test_the_extra_that_is_missing_is_named(shards, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'llava-mini\[data\]'"):
+        stream(shards)
+
+
+def test_shards_are_found_by_patterns(shards, tmp_path):
+    assert find_shards([f"{tmp_path}/*.parquet", shards[0]]) == shards
+    with pytest.raises(ValueError, match="No file matches"):
+        find_shards([f"{tmp_path}/*.tar"])
+
+
+def test_a_struct_that_is_neither_bytes_nor_a_path_is_refused():
+    with pytest.raises(ValueError, match="neither bytes nor a path"):
+        sample_of_streamed({"image": 5, "conversations": turns("<image>\nwhat?")}, name="x")
+
+
+def batches(shards, rank=0, world_size=1, places=None):
+    collator = TuningCollator(tiny_parts()[1])
+    return StreamBatches(stream(shards, rank, world_size), collator, batch_size=4, places=places)
+
+
+def test_a_run_that_goes_on_gets_the_micro_batches_of_an_uninterrupted_one(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_mini.data.streaming._STATES_EVERY", 3)
+    whole = batches(shards)
+    expected = [whole(index) for index in range(17)]
+    assert sorted(itertools.chain.from_iterable(batch.ids for batch in expected[:7]))[0] == "s/0.parquet/0"
+    places = tmp_path / "places.jsonl"
+    first = batches(shards, places=places)
+    for index in range(11):
+        first(index)
+    later = batches(shards, places=places)
+    loaded = []
+    monkeypatch.setattr(SampleStream, "_sample", counted(SampleStream._sample, loaded))
+    assert later(10).ids == expected[10].ids
+    assert len(loaded) == 8  # from the place before micro-batch 9
+    assert [later(index).ids for index in (11, 16, 2)] == [expected[index].ids for index in (11, 16, 2)]
+
+
+def counted(function, calls):
+    def call(*arguments):
+        calls.append(1)
+        return function(*arguments)
+
+    return call
+
+
+def test_micro_batches_of_ranks_are_disjoint_and_survive_being_sent_to_a_process(shards):
+    both = [batches(shards, rank, 2) for rank in range(2)]
+    first = [both[index % 2](index) for index in range(6)]
+    ids = list(itertools.chain.from_iterable(batch.ids for batch in first))
+    assert len(set(ids)) == len(ids) == 24
+    sent = pickle.loads(pickle.dumps(both[1]))
+    assert sent(7).ids == both[1](7).ids
+    with pytest.raises(ValueError, match="is of rank 0"):
+        both[1](2)
+
+
+def test_damaged_records_of_a_stream_are_in_their_batch(tmp_path):
+    rows = [{"conversations": turns(f"number {number}")} for number in range(3)]
+    rows.append({"conversations": turns("<image>\nwhat?")})
+    batch = batches((write_parquet(tmp_path / "a.parquet", rows),))(0)
+    assert (len(batch.ids), [one.id for one in batch.damaged]) == (3, ["s/a.parquet/3"])
+
+
+def test_a_stream_without_records_is_an_error_and_not_an_endless_search(tmp_path):
+    empty = pyarrow.Table.from_pylist([], schema=pyarrow.schema([("conversations", pyarrow.string())]))
+    pyarrow.parquet.write_table(empty, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="hold no record for rank 0"):
+        batches((str(tmp_path / "a.parquet"),))(0)
