@@ -56,13 +56,13 @@ class Forward(nn.Module):
         """Wrap a task of ``trainer.Task``."""
         super().__init__()
         self.module: nn.Module = task.module
-        self._task = task
+        self._losses_of = task.losses  # not the task, which may be a module itself
         self.losses: Any = None
         """Of the last call."""
 
     def forward(self, batch: Any) -> Tensor:
         """Return the total of the losses on a batch."""
-        self.losses = self._task.losses(batch)
+        self.losses = self._losses_of(batch)
         return self.losses.total
 
 
@@ -181,11 +181,6 @@ def _checkpoint_activations(module: nn.Module) -> None:
     for model in able:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer name
         enable({"use_reentrant": False})
-    for layer in layers_of(module):  # of those that are frozen and read what is frozen, nothing is kept anyway
-        if not any(parameter.requires_grad for parameter in layer.parameters()):
-            for part in layer.modules():
-                if hasattr(part, "gradient_checkpointing"):
-                    part.gradient_checkpointing = False  # pyright: ignore[reportArgumentType]
 
 
 def _outermost_models(module: nn.Module) -> Iterator[PreTrainedModel]:

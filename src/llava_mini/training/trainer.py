@@ -284,22 +284,18 @@ class _Phase:
         """
         losses = means([one.losses for one in gathered])
         loss, bad = losses["loss"], [one.bad for one in gathered if one.bad]
-        samples = _named(bad or [share.ids for share in shares])
-        at = f"of phase {self.settings.name!r} is {{}} at step {self.at.step}{samples}. {self.store.last_good}"
+        advice = "Lower the learning rates of the stage, or look at the data of this step."
         if not math.isfinite(loss) or bad:
-            raise ValueError(
-                f"The loss {at.format(loss)} Lower the learning rates of the stage, or look at the data of this step."
-            )
-        if loss == 0:
-            raise ValueError(
-                f"The loss {at.format(loss)} Nothing is learned without error so exactly: look at labels and logits."
-            )
-        if not math.isfinite(norm):
-            raise ValueError(
-                f"The length of the gradient {at.format(norm)} Lower the learning rates of the stage, or look at the "
-                "data of this step."
-            )
-        return losses, means([one.right for one in gathered])
+            found = f"The loss of phase {self.settings.name!r} is {loss}"
+        elif loss == 0:
+            found = f"The loss of phase {self.settings.name!r} is {loss}"
+            advice = "Nothing is answered so exactly: look at the labels, and at what the task computes."
+        elif not math.isfinite(norm):
+            found = f"The length of the gradient of phase {self.settings.name!r} is {norm}"
+        else:
+            return losses, means([one.right for one in gathered])
+        samples = _named(bad or [share.ids for share in shares])
+        raise ValueError(f"{found} at step {self.at.step}{samples}. {self.store.last_good} {advice}")
 
     def _report(self, log: RunLog, progress: Progress | None, share: float, norm: float, loss: float) -> None:
         settings, at, quarantine = self.settings, self.at, self.quarantine
