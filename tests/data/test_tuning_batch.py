@@ -34,14 +34,15 @@ def collator(template: str = "llava_v1", *, fields: dict[str, Any] | None = None
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
     folder = tmp_path_factory.mktemp("media")
-    for number, color in enumerate(("red", "green", "blue")):
+    for color in ("red", "green", "blue"):
         Image.new("RGB", (20, 12), color).save(folder / f"{color}.png")
-        (folder / f"cut_{color}.png").write_bytes((folder / f"{color}.png").read_bytes()[: 40 + number])
+        (folder / f"cut_{color}.png").write_bytes((folder / f"{color}.png").read_bytes()[:45])
     shades = [Image.new("RGB", (16, 16), (40 * shade, 0, 0)) for shade in range(5)]
     write_film(folder / "film.mp4", shades)
     film = (folder / "film.mp4").read_bytes()
-    (folder / "cut.mp4").write_bytes(film[: len(film) * 6 // 10])
-    (folder / "head.mp4").write_bytes(film[: film.index(b"mdat") + 4])
+    frames = film.index(b"mdat") + 4
+    (folder / "cut.mp4").write_bytes(film[: (frames + 9 * len(film)) // 10])
+    (folder / "head.mp4").write_bytes(film[:frames])
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "noise.png").write_bytes(b"this is no picture")
     return folder
@@ -106,7 +107,7 @@ def test_only_answers_and_their_ends_are_learned(media):
         media_folder=media,
     )
     batch = made([one, sample(media, "Hello?", "yes")])
-    assert [learned(batch, made.processor.tokenizer, number) for number in range(2)] == ["red</s>red</s>", "yes</s>"]
+    assert [learned(batch, made.processor.tokenizer, number) for number in range(2)] == ["red</s> red</s>", "yes</s>"]
     assert batch.num_supervised == sum(label != IGNORED for number in range(2) for label in row(batch, number)[1])
     assert torch.equal(batch.inputs.answer_mask.bool(), batch.inputs.labels != IGNORED)
 

@@ -81,9 +81,8 @@ def outline(record: Any) -> tuple[Kind, int]:
     values = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     length = sum(len(value.encode("utf-8", "surrogatepass")) for value in values if isinstance(value, str))
     length += BYTES_OF_AN_IMAGE * num_files["image"]
-    if num_files["video"]:
-        return "video", length
-    return ("text", "image", "multi-image")[min(num_files["image"], 2)], length
+    by_images: tuple[Kind, ...] = ("text", "image", "multi-image")
+    return "video" if num_files["video"] else by_images[min(num_files["image"], 2)], length
 
 
 def _num_files(value: Any) -> int:

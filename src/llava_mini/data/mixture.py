@@ -90,7 +90,7 @@ class Mixture(Sequence[Sample]):
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr([(file.name, file.weight) for file in self.files]).encode())
         for values in (self.first, self._starts, self._sizes, self.kinds, self.lengths):
-            digest.update(np.ascontiguousarray(values))
+            digest.update(values.tobytes())
         return digest.hexdigest()
 
     def __len__(self) -> int:

@@ -112,7 +112,7 @@ class BatchOrder:
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self.seed, self.alike, self.pool, self.weights, sorted(self.batch_sizes.items()))).encode())
         for values in (self.kinds, self.lengths, self.first):
-            digest.update(np.ascontiguousarray(values))
+            digest.update(values.tobytes())
         return digest.hexdigest()
 
     def batches(self, index: int) -> tuple[int, ...]:
