@@ -181,6 +181,9 @@ def _checkpoint_activations(module: nn.Module) -> None:
     for model in able:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer name
         enable({"use_reentrant": False})
+        # transformers makes embeddings ask for gradients, for another kind of recomputing. Those of pictures would
+        # drag a frozen vision tower through the way back.
+        model.disable_input_require_grads()
 
 
 def _outermost_models(module: nn.Module) -> Iterator[PreTrainedModel]:
