@@ -201,8 +201,9 @@ def build_processor(source: Source, template: str | None = None) -> LlavaMiniPro
         return refit(kept, config, load_template(template) if template else None)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     own, end = tokenizer.chat_template, tokenizer.eos_token
+    own = own if isinstance(own, str) and marks_answers(own) else None
     settings: dict[str, Any] = {}
-    if template is None and not (isinstance(own, str) and marks_answers(own)):
+    if template is None and own is None:
         settings = published_settings(source.published, end if isinstance(end, str) else None)
         template = settings.pop("template")
     if source.layout == "language_model":

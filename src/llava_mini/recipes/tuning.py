@@ -307,6 +307,7 @@ class Tuning:
 def sample_size(sample: Sample, collator: TuningCollator, settings: TuningSettings) -> SampleSize:
     """Return how large a sample is. A film counts with the most frames that it may have: it is not opened."""
     processor = collator.processor
+    assert isinstance(processor.chat_template, str)
     prompt = encode_messages(
         check_messages((sample.captioned() if collator.captions else sample).conversation()),
         processor.tokenizer,

@@ -104,8 +104,7 @@ def save_lora(
     config.inference_mode = True
     config.save_pretrained(str(folder))
     whole = deepcopy(model.config)
-    if hasattr(whole, "quantization_config"):  # updates belong to weights of 16 bits, whatever they were trained on
-        del whole.quantization_config
+    vars(whole).pop("quantization_config", None)  # updates belong to weights of 16 bits, whatever they were trained on
     whole.save_pretrained(folder)
 
 
