@@ -42,6 +42,26 @@ def test_a_caption_keeps_media_and_answers_alone():
     assert captioned.media == (CAT,)
 
 
+def test_a_caption_is_the_first_answer():
+    turns = sample(CAT).messages
+    more = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And?"}]}, turns[-1])
+    captioned = Sample(id="a/1", messages=(*turns, *more), media=(CAT, CAT)).captioned()
+    assert [message["role"] for message in captioned.messages] == ["user", "assistant"]
+    assert captioned.media == (CAT,)
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (sample().messages, "its first question shows no image or video"),
+        (sample().messages[:1], "no answer follows its first question"),
+    ],
+)
+def test_what_has_no_caption_is_refused(messages, words):
+    with pytest.raises(ValueError, match=words):
+        Sample(id="a/1", messages=messages).captioned()
+
+
 def test_sources_that_are_no_paths_are_named_by_their_size():
     assert str(MediaFile(kind="image", source=b"12345")) == "5 bytes of a record"
     assert str(MediaFile(kind="image", source="data:image/png;base64,AAAA")) == "a data: address of 26 characters"

@@ -266,7 +266,7 @@ def test_captions_follow_their_image_without_the_question(media):
 
 def test_a_text_alone_is_no_caption(media):
     (damaged,) = collator("plain", captions=True)([sample(media, "Hello?")]).damaged
-    assert "message of the user is empty" in damaged.reason
+    assert "its first question shows no image or video" in damaged.reason
 
 
 def test_a_template_without_system_texts_leaves_those_samples_out(media):

@@ -62,14 +62,23 @@ class Sample:
         return ("text", "image", "multi-image")[min(len(kinds), 2)]
 
     def captioned(self) -> "Sample":
-        """Return the sample without the words of its questions: media and their captions, as in stage 1 of LLaVA."""
-        messages = tuple(
-            {**message, "content": [part for part in message["content"] if part["type"] != "text"]}
-            if message["role"] == "user"
-            else message
-            for message in self.messages
-        )
-        return Sample(id=self.id, messages=messages, media=self.media)
+        """Return media and caption, as in stage 1 of LLaVA: the first question without its words, and its answer.
+
+        Raises:
+            ValueError: The first question shows nothing, or has no answer.
+        """
+        roles = [message["role"] for message in self.messages]
+        asked = roles.index("user") if "user" in roles else len(roles)
+        if roles[asked : asked + 2] != ["user", "assistant"]:
+            raise ValueError(f"Sample {self.id!r} has no caption: no answer follows its first question.")
+        question, answer = self.messages[asked : asked + 2]
+        shown = [part for part in question["content"] if part["type"] != "text"]
+        if not shown:
+            raise ValueError(
+                f"Sample {self.id!r} has no caption: its first question shows no image or video. Leave text out of "
+                "stage 1, or keep the questions."
+            )
+        return Sample(id=self.id, messages=({**question, "content": shown}, answer), media=self.media[: len(shown)])
 
     def conversation(self) -> list[dict[str, Any]]:
         """Return the messages with the sources of media in their parts, as the processor reads them."""

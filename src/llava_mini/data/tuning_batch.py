@@ -103,7 +103,7 @@ class TuningCollator:
         Raises:
             ValueError: Some show films and others images whose features are stored.
         """
-        read = [self._read(sample.captioned() if self.captions else sample) for sample in samples]
+        read = [self._read(sample) for sample in samples]
         rows = [row for row in read if isinstance(row, _Row)]
         damaged = tuple(row for row in read if isinstance(row, Damaged))
         if not rows:
@@ -139,7 +139,7 @@ class TuningCollator:
         at = _At()
         try:
             with ExitStack() as files:
-                return self._row(sample, at, files)
+                return self._row(sample.captioned() if self.captions else sample, at, files)
         except ValueError as error:
             return Damaged(id=sample.id, media=at.media, reason=_one_line(error, at.written))
 

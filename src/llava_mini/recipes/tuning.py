@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from math import ceil
@@ -281,9 +280,14 @@ class Tuning:
     def _sizes(self) -> list[SampleSize]:
         chosen = np.unique(np.linspace(0, len(self.data) - 1, SAMPLES_MEASURED).round().astype(int))
         collator, sizes = self.collator, []
+        refused: ValueError | None = None
         for index in chosen:
-            with suppress(ValueError):  # of a malformed record, which training will tell
+            try:
                 sizes.append(sample_size(self.data[int(index)], collator, self.settings))
+            except ValueError as error:  # of a malformed record, which training leaves out and tells
+                refused = error
+        if not sizes and refused is not None:
+            raise ValueError(f"None of the {len(chosen)} samples that were looked at can be learned. {refused}")
         return sizes
 
     def _facts(self) -> dict[str, object]:
