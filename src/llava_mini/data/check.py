@@ -307,8 +307,8 @@ def marked_text(
     learned = inputs.labels[0, :length] != IGNORED
     runs: list[tuple[Mark, list[int]]] = []
     for token, *facts in zip(ids.tolist(), is_vision.tolist(), learned.tolist(), fused.tolist(), strict=True):
-        names: tuple[Mark, ...] = ("vision", "learned", "fused")
-        mark = next((name for name, holds in zip(names, facts, strict=True) if holds), "plain")
+        names: tuple[Mark, ...] = ("vision", "learned", "fused", "plain")
+        mark: Mark = next(name for name, holds in zip(names, (*facts, True), strict=True) if holds)
         if runs and runs[-1][0] == mark:
             runs[-1][1].append(token)
         else:

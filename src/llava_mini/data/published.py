@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_mini.data.samples import Kind
+from llava_mini.data.samples import KINDS, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class PublishedSet:
         if self.exact:
             found += [
                 f"{kinds.get(kind, 0)} records of kind {kind}, expected {self.exact.get(kind, 0)}"
-                for kind in sorted({*kinds, *self.exact})
+                for kind in KINDS
                 if kinds.get(kind, 0) != self.exact.get(kind, 0)
             ]
         else:

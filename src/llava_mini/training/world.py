@@ -5,6 +5,7 @@ and errors of a step, which travel between CPUs. What one process finds wrong, a
 alone would wait for the others until its time is up.
 """
 
+import gc
 import os
 import re
 import socket
@@ -208,7 +209,8 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.size > 1 and error is None:  # after an error the others may be gone, and goodbye would wait for them
-            distributed.destroy_process_group()
+            gc.collect()  # what was spread refers to itself, and to the groups: left to the end of Python, one in eight
+            distributed.destroy_process_group()  # processes aborts there
 
 
 class Board:
