@@ -209,8 +209,8 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.size > 1 and error is None:  # after an error the others may be gone, and goodbye would wait for them
-            gc.collect()  # what was spread refers to itself, and to the groups: left to the end of Python, one in eight
-            distributed.destroy_process_group()  # processes aborts there
+            gc.collect()  # spread modules refer to themselves and to the groups; left to Python's end, some runs abort
+            distributed.destroy_process_group()
 
 
 class Board:
