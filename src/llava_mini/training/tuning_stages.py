@@ -24,7 +24,7 @@ class Rates:
     projector: float = 1e-5
     reducer: float = 1e-5
     prefusion: float = 1e-5
-    """From random weights, 1e-4 learns faster: see docs/log.md."""
+    """Layers that start from random weights may want more: 1e-4 is worth a try."""
     language_model: float = 1e-4
     """Its embeddings train too, which the released code detaches."""
     low_rank: float = 2e-4
