@@ -4,10 +4,10 @@ Run:  llava-mini bench latency --size middle ... --output docs/benchmarks/latenc
       python docs/draw_benchmarks.py
 """
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from llava_mini.benchmarks.film_ways import WAYS
@@ -43,11 +43,6 @@ class Section:
     draw: Callable[[Report, "Axes"], None] | None = None
     size: tuple[float, float] = (8, 3.6)
     """Inches of the picture."""
-
-
-def median(values: Sequence[float]) -> float:
-    """The median of what was measured."""
-    return statistics.median(values)
 
 
 def before_language_model(parts: Mapping[str, Sequence[float]]) -> float:

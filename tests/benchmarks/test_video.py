@@ -1,6 +1,7 @@
 """All ways of a film answer alike where they compute the same, and the table holds what was asked for."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,19 @@ def test_all_ways_are_measured_as_far_as_they_are_asked_for(monkeypatch):
         assert sum(times[0] for times in one["parts_s"].values()) == pytest.approx(one["first_s"][0], rel=0.2)
         assert one["peak"]["host"] >= 0
     assert "frames/s" in str(report)
+
+
+def test_a_way_without_enough_memory_to_keep_a_film_has_no_times_and_the_others_do(monkeypatch):
+    def too_much(self):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(video, "fresh_result", lambda program, request: (None, 0.0))
+    monkeypatch.setattr("llava_mini.benchmarks.film_ways.VideoLlava.keep", too_much)
+    report = video.run(replace(SETTINGS, frames=(3,)))
+    times = {one["way"]: len(one["first_s"]) for one in report.results["ways"]}
+    assert times == {"here": 1, "released": 1, "all tokens": 1, "video-llava": 0}
+    row = next(line for line in str(report).splitlines() if line.startswith("Video-LLaVA"))
+    assert row.split()[4] == "-"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Devices and number formats: sensible when left open, kept or refused when chosen."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -75,3 +79,21 @@ def test_instructions_are_read_from_the_cpu(monkeypatch):
     assert not devices.cpu_has_bfloat16()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert devices.cpu_has_bfloat16()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
+def test_a_program_keeps_the_memory_that_tensors_leave_if_it_asks_for_it():
+    program = (
+        "import resource, sys, torch\n"
+        "from llava_mini.inference.devices import keep_freed_memory\n"
+        "asked = sys.argv[1] == 'ask' and keep_freed_memory()\n"
+        "tensor = torch.ones(2**26)\n"  # 256 MiB
+        "del tensor\n"
+        "print(asked, int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize())\n"
+    )
+    found = {}
+    for word in ("ask", "leave"):
+        done = subprocess.run([sys.executable, "-c", program, word], capture_output=True, text=True, check=True)
+        found[word] = done.stdout.split()
+    assert [asked for asked, _ in found.values()] == ["True", "False"]
+    assert int(found["ask"][1]) - int(found["leave"][1]) > 2**27

@@ -3,7 +3,6 @@
 The engine does not compile: a first answer would wait for it. This contestant measures whether it should.
 """
 
-import copy
 from typing import Any, cast
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, StaticCache
 
 from llava_mini.benchmarks.contestants import Answering, LanguageModel, Ours, Words
+from llava_mini.benchmarks.sizes import with_parts
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
 ANSWER_TOKENS = 64
@@ -59,21 +59,12 @@ class CompiledSteps(LanguageModel):
 
 def compiled(model: LlavaMiniForConditionalGeneration) -> LlavaMiniForConditionalGeneration:
     """A model that runs compiled layers of vision tower and pre-fusion, and shares all weights with ``model``."""
-    made = _with_parts(model)
-    tower = made._modules["vision_tower"] = _with_parts(model.vision_tower)
-    encoder = tower._modules["encoder"] = _with_parts(model.vision_tower.encoder)
-    encoder._modules["layers"] = _compiled_layers(model.vision_tower.encoder.layers)
+    tower = model.vision_tower
+    encoder = with_parts(tower.encoder, layers=_compiled_layers(tower.encoder.layers))
+    parts: dict[str, nn.Module] = {"vision_tower": with_parts(tower, encoder=encoder)}
     if model.prefusion is not None:
-        prefusion = made._modules["prefusion"] = _with_parts(model.prefusion)
-        prefusion._modules["layers"] = _compiled_layers(model.prefusion.layers)
-    return made
-
-
-def _with_parts(module: Any) -> Any:
-    """A copy whose parts can be replaced without changing ``module``."""
-    made = copy.copy(module)
-    made._modules = dict(module._modules)
-    return made
+        parts["prefusion"] = with_parts(model.prefusion, layers=_compiled_layers(model.prefusion.layers))
+    return with_parts(model, **parts)
 
 
 def _compiled_layers(layers: nn.ModuleList) -> nn.ModuleList:

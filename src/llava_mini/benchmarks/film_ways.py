@@ -7,7 +7,6 @@ hold all frames get them in one tensor, the others chunk by chunk, as from a dec
 Shapes: F frames, V views, Q tokens of a frame, S rows of the prompt, D language width; one prompt, so B = 1.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,7 +17,7 @@ from torch import Tensor
 from llava_mini.benchmarks.contestants import Answering, LanguageModel
 from llava_mini.benchmarks.peers import VideoLlavaFront
 from llava_mini.benchmarks.released import fuse_as_released
-from llava_mini.benchmarks.sizes import changed, random_model, size_config
+from llava_mini.benchmarks.sizes import changed, random_model, size_config, with_parts
 from llava_mini.benchmarks.timing import Laps
 from llava_mini.flow import ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -54,15 +53,12 @@ class Film:
 class Way(Protocol):
     """Answers questions about one film."""
 
-    keeps: bool
-    """False: a later question is the first one again."""
-
     def first(self, laps: Laps) -> Answering:
         """From pixels and ids on the device to the first token of the answer."""
         ...
 
     def keep(self) -> Any:
-        """All that no question changes."""
+        """All that no question changes. None: nothing is kept, and a later question is the first one again."""
         ...
 
     def later(self, kept: Any, laps: Laps) -> Answering:
@@ -116,9 +112,9 @@ def make_way(name: WayName, film: Film, model: LlavaMiniForConditionalGeneration
 
 def _without_reduction(model: LlavaMiniForConditionalGeneration) -> LlavaMiniForConditionalGeneration:
     """LLaVA-v1.5 of the same tower, projector and language model."""
-    made = copy.copy(model)
-    made.config = changed(model.config, reducer="identity", prefusion_num_layers=0)
-    made._modules = {**model._modules, "reducer": build_reducer(made.config), "prefusion": None}
+    config = changed(model.config, reducer="identity", prefusion_num_layers=0)
+    made = with_parts(model, reducer=build_reducer(config), prefusion=None)
+    made.config = config
     return made
 
 
@@ -136,8 +132,6 @@ class KeptFilm:
 
 class Here:
     """The order of this package. A model without reduction and pre-fusion makes it LLaVA-v1.5."""
-
-    keeps = True
 
     def __init__(self, model: LlavaMiniForConditionalGeneration, film: Film, *, kept_on_host: bool = False) -> None:
         self.model, self.film, self.kept_on_host = model, film, kept_on_host
@@ -208,8 +202,6 @@ class Here:
 class Released(Here):
     """The order of the released code, which holds all frames, runs them one by one, and keeps nothing."""
 
-    keeps = False
-
     def first(self, laps: Laps) -> Answering:
         """Everything, frame by frame."""
         pixels = self.pool[torch.arange(self.film.frames) % POOL]  # all of them at once
@@ -219,11 +211,12 @@ class Released(Here):
         laps("prefill")
         return answering
 
+    def keep(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Nothing."""
+
 
 class VideoLlava:
     """Video-LLaVA's front end as transformers has it, with all frames at once, before a language model of our size."""
-
-    keeps = True
 
     def __init__(self, model: LlavaMiniForConditionalGeneration, film: Film) -> None:
         """Take the language model of ``model``, and leave the rest."""

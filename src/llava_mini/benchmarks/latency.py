@@ -11,7 +11,6 @@ A later question keeps all that does not depend on it, for every model: see ``co
 device's work, from pixels and ids on it to the id of the answer's first token.
 """
 
-import copy
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from llava_mini.benchmarks.contestants import Contestant, LanguageModel, Ours, O
 from llava_mini.benchmarks.floors import Floors, Rates, floors, measure_rates
 from llava_mini.benchmarks.peers import build_peers
 from llava_mini.benchmarks.report import Report, Table, told
-from llava_mini.benchmarks.sizes import changed, limit_memory, made_on, random_model, settled, size_config
+from llava_mini.benchmarks.sizes import changed, limit_memory, made_on, random_model, settled, size_config, with_parts
 from llava_mini.benchmarks.timing import PARTS, Laps, seconds_of, take_turns
 from llava_mini.evaluation.environment import environment
 from llava_mini.inference.devices import choose_device, choose_dtype
@@ -131,13 +130,12 @@ def run(settings: Settings) -> Report:
 
 def with_tokens(model: LlavaMiniForConditionalGeneration, tokens: int) -> LlavaMiniForConditionalGeneration:
     """A model that makes so many tokens of an image, and shares all its weights but the reducer's with ``model``."""
-    made = copy.copy(model)
-    made._modules = dict(model._modules)
-    made.config = changed(model.config, reducer_grid=math.isqrt(tokens))
-    reducer = build_reducer(made.config)
+    config = changed(model.config, reducer_grid=math.isqrt(tokens))
+    reducer = build_reducer(config)
     for parameter in reducer.parameters():
         parameter.data.normal_(0, 0.02)
-    made.reducer = settled(reducer, model.dtype)
+    made = with_parts(model, reducer=settled(reducer, model.dtype))
+    made.config = config
     return made
 
 

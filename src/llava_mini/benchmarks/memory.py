@@ -13,17 +13,16 @@ it is how much a new process's largest resident size grew, so it also holds what
 
 import gc
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llava_mini.benchmarks.peaks import peak_of
 from llava_mini.benchmarks.processes import fresh_result
-from llava_mini.benchmarks.report import Report, Table, scaled
+from llava_mini.benchmarks.report import Report, Table, scaled, tupled
 from llava_mini.benchmarks.sizes import changed, limit_memory, random_model, size_config
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.evaluation.environment import environment
@@ -122,7 +121,7 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
     model = random_model(config, device, DTYPES[settings.dtype])
     peaks: dict[str, int | None] = {}
     for frames in settings.frames if device.type == "cuda" else ():
-        peaks[str(frames)] = _cuda_peak(model, frames, settings.text_tokens)
+        peaks[str(frames)] = _gpu_peak(model, frames, settings.text_tokens)
     estimates = {
         str(frames): memory_need(model, DTYPES[settings.dtype], frames=min(frames, model.frames_per_pass)).working
         for frames in settings.frames
@@ -155,26 +154,18 @@ def peak_here(request: str) -> int:
     """Bytes by which answering makes this process's largest resident size grow. For a process of its own."""
     keep_freed_memory()
     wanted = json.loads(request)
-    fields = {**wanted["settings"], "tokens": tuple(wanted["settings"]["tokens"])}
-    settings = Settings(**{**fields, "frames": tuple(fields["frames"])})
+    settings = Settings(**tupled(wanted["settings"]))
     assert settings.dtype is not None
-    config = way_config(wanted["name"], settings)
-    model = random_model(config, torch.device("cpu"), DTYPES[settings.dtype])
-    before = largest_resident()
-    _prefill(model, wanted["frames"], settings.text_tokens)
-    return largest_resident() - before
+    config, cpu = way_config(wanted["name"], settings), torch.device("cpu")
+    model = random_model(config, cpu, DTYPES[settings.dtype])
+    peak = peak_of(lambda: _prefill(model, wanted["frames"], settings.text_tokens), cpu)
+    assert peak is not None
+    return peak["host"]
 
 
-def _cuda_peak(model: LlavaMiniForConditionalGeneration, frames: int, text_tokens: int) -> int | None:
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(model.device)
-    before = torch.cuda.memory_allocated(model.device)
-    try:
-        _prefill(model, frames, text_tokens)
-    except torch.OutOfMemoryError:
-        return None
-    return torch.cuda.max_memory_allocated(model.device) - before
+def _gpu_peak(model: LlavaMiniForConditionalGeneration, frames: int, text_tokens: int) -> int | None:
+    peak = peak_of(lambda: _prefill(model, frames, text_tokens), model.device)
+    return None if peak is None else peak["device"]
 
 
 @torch.inference_mode()
@@ -214,18 +205,6 @@ def _counted(config: LlavaMiniConfig, dtype: str) -> dict[str, int]:
         "prefusion": cost.prefusion_bytes_per_frame(config, dtype),
         "features": config.patches_per_frame * config.vision.hidden_size * size,
     }
-
-
-def largest_resident() -> int:
-    """Bytes of memory that this process held at most."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would also count the process that started this one
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _label(tokens: int) -> str:

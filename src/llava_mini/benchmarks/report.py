@@ -73,6 +73,11 @@ class Report:
         write_text(path, self.line() + "\n")
 
 
+def tupled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were read from JSON, which has lists where they have tuples."""
+    return {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of some values; of a single one, three times itself.
 

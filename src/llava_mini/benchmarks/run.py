@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 
-from llava_mini.benchmarks.report import Report
+from llava_mini.benchmarks.report import Report, tupled
 from llava_mini.inference.devices import keep_freed_memory
 
 BENCHMARKS: tuple[str, ...] = ("flops", "latency", "video", "memory", "decode", "load")
@@ -49,11 +49,6 @@ def read_report(line: str) -> Report:
     except (ImportError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"This is not what a benchmark of this version wrote: {error}") from error
     return Report(**facts, tables=tables)
-
-
-def tupled(given: Mapping[str, object]) -> dict[str, object]:
-    """Settings that were read from JSON, which has lists where they have tuples."""
-    return {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
 
 
 def _flag(setting: str) -> str:

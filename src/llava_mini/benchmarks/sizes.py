@@ -3,6 +3,7 @@
 A weight's value changes neither what a model computes nor how long it takes, so nothing is downloaded.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar
@@ -77,6 +78,13 @@ def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def settled(model: Model, dtype: torch.dtype) -> Model:
     """The model ready to be asked: no training, no gradients, all weights in one number format."""
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def with_parts(module: Model, **parts: nn.Module | None) -> Model:
+    """A copy that has other parts under some names, and shares all others with ``module``, which stays as it is."""
+    made = copy.copy(module)
+    made._modules = {**module._modules, **parts}
+    return made
 
 
 def _middle() -> LlavaMiniConfig:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.benchmarks.processes import ProcessError, fresh
-from llava_mini.benchmarks.run import run_benchmark, tupled
+from llava_mini.benchmarks.report import tupled
+from llava_mini.benchmarks.run import run_benchmark
 from llava_mini.training.checkpoints import write_text
 
 SIZES = ("7b", "8b")

@@ -11,9 +11,9 @@ read every token of every frame, as far as ``most_tokens`` allows. Device and ho
 chunk, so that the parts come from the same runs as the whole.
 """
 
-import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from llava_mini.benchmarks.film_ways import WAYS, Film, Way, WayName, film_model, make_way, tokens_of
-from llava_mini.benchmarks.memory import largest_resident
+from llava_mini.benchmarks.peaks import peak_of
 from llava_mini.benchmarks.processes import fresh_result
-from llava_mini.benchmarks.report import Report, Table, scaled, told
+from llava_mini.benchmarks.report import Report, Table, scaled, told, tupled
 from llava_mini.benchmarks.sizes import limit_memory, size_config
 from llava_mini.benchmarks.timing import PARTS, Laps, drained, take_turns
 from llava_mini.evaluation.environment import environment
@@ -148,7 +148,8 @@ def _times(
     with torch.inference_mode():
         for way, dtype in asked:
             made = make_way(way, film, models[dtype], kept_on_host=settings.kept_on_host)
-            rounds[way, dtype] = partial(_round, made, made.keep(), settings, device)
+            with suppress(torch.OutOfMemoryError):  # it then has no times
+                rounds[way, dtype] = partial(_round, made, made.keep(), settings, device)
         found = take_turns(rounds, warmup=settings.warmup, repeats=settings.repeats)
     return [
         {
@@ -156,19 +157,21 @@ def _times(
             "dtype": dtype,
             "frames": frames,
             "tokens": tokens_of(way, film, settings.size),
-            **{f"{name}_s": [one[name] for one in found[way, dtype]] for name in _TIMES},
-            "parts_s": {
-                part: [one["parts"][part] for one in found[way, dtype]]
-                for part in PARTS
-                if all(part in one["parts"] for one in found[way, dtype])
-            },
+            **_times_of(found.get((way, dtype), [])),
         }
         for way, dtype in asked
     ]
 
 
+def _times_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All times of a way by name: whole, and by part."""
+    whole = {f"{name}_s": [one[name] for one in rounds] for name in _TIMES}
+    measured = [part for part in PARTS if rounds and part in rounds[0]["parts"]]
+    return {**whole, "parts_s": {part: [one["parts"][part] for one in rounds] for part in measured}}
+
+
 def _round(way: Way, kept: Any, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """One of all times of a way. What keeps nothing has its first question as its later one."""
+    """One of all times of a way. Where nothing is kept, a later question is the first one again."""
     laps, since = Laps(device=device, by_part=True), drained(device)
     laps.start()
     answering = way.first(laps)
@@ -178,7 +181,7 @@ def _round(way: Way, kept: Any, settings: Settings, device: torch.device) -> dic
         answering = way.step(answering)
     token = (drained(device) - since) / settings.answer_tokens
     later = first
-    if way.keeps:
+    if kept is not None:
         since = drained(device)
         way.later(kept, Laps(device=device, by_part=False))
         later = drained(device) - since
@@ -203,8 +206,7 @@ def peak_here(request: str) -> dict[str, int] | None:
     """
     keep_freed_memory()
     wanted = json.loads(request)
-    fields = {**wanted["settings"], **{name: tuple(wanted["settings"][name]) for name in ("frames", "dtypes")}}
-    settings = Settings(**fields)
+    settings = Settings(**tupled(wanted["settings"]))
     assert settings.device is not None
     device, film = torch.device(settings.device), settings.film(wanted["frames"])
     limit_memory(settings.memory_limit, device)
@@ -212,30 +214,7 @@ def peak_here(request: str) -> dict[str, int] | None:
     model = film_model(film, settings.size, device, DTYPES[wanted["dtype"]], most_tokens=most)
     with torch.inference_mode():
         way = make_way(wanted["way"], film, model)
-        before = _held(device)
-        try:
-            way.first(Laps(device=device, by_part=False))
-        except torch.OutOfMemoryError:
-            return None
-    return {place: most - before[place] for place, most in _most(device).items()}
-
-
-def _held(device: torch.device) -> dict[str, int]:
-    """What the memories hold now, from where their peaks count."""
-    held = {"host": largest_resident()}
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        held["device"] = torch.cuda.memory_allocated(device)
-    return held
-
-
-def _most(device: torch.device) -> dict[str, int]:
-    most = {"host": largest_resident()}
-    if device.type == "cuda":
-        most["device"] = torch.cuda.max_memory_allocated(device)
-    return most
+        return peak_of(lambda: way.first(Laps(device=device, by_part=False)), device)
 
 
 def _table(results: list[dict[str, Any]], settings: Settings) -> Table:
