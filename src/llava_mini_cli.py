@@ -251,10 +251,11 @@ class Bench:
     benchmark's default.
     """
 
-    name: Positional[Literal["flops", "latency", "video", "memory", "decode", "load"]]
+    name: Positional[Literal["flops", "latency", "video", "memory", "train", "decode", "load"]]
     """flops: operations from the configuration alone, beside the paper's. latency: time of a first and a later
     question, by part, beside other models. video: the same of many frames, and peaks. memory: bytes that a frame
-    keeps, and peaks. decode: frames per second of a film. load: from nothing to an answer of the embedded model."""
+    keeps, and peaks. train: a step of both stages, in time and memory. decode: frames per second of a film. load: from
+    nothing to an answer of the embedded model."""
     size: Annotated[Literal["tiny", "middle", "7b", "8b"] | None, _OPEN] = None
     """Size of the random weights. middle: the real vision tower before a small language model."""
     tokens: Annotated[tuple[int, ...] | None, _NUMBERS] = None
@@ -264,11 +265,21 @@ class Bench:
     frames: Annotated[tuple[int, ...] | None, _NUMBERS] = None
     """video, memory: how many frames, each measured."""
     text_tokens: Annotated[int | None, _NUMBER] = None
-    """Words of the prompt, the system prompt included."""
+    """Words of the prompt, the system prompt included; train: before the answer, in stage 2."""
     kept_tokens: Annotated[int | None, _NUMBER] = None
     """latency, video: how many of them stand before the image and are the same for all questions."""
     answer_tokens: Annotated[int | None, _NUMBER] = None
-    """latency, video: tokens of the answer that are timed."""
+    """latency, video: tokens of the answer that are timed. train: words of the answer, in stage 2."""
+    stages: Annotated[tuple[int, ...] | None, _NUMBERS] = None
+    """train: 1, 2 or both."""
+    samples: Annotated[int | None, _NUMBER] = None
+    """train: images of a step, each with its text."""
+    recompute: Annotated[tuple[Literal["no", "yes"], ...] | None, arg(metavar="no yes", help_behavior_hint="")] = None
+    """train: whether layers are computed again on the way back, to keep less; no, yes or both."""
+    low_rank: Annotated[int | None, _NUMBER] = None
+    """train: rank of low-rank updates of the language model in stage 2, instead of training it in full."""
+    update: Annotated[bool, _OPTIONAL] = False
+    """train: update the weights too, which is the same work in all orders and takes 16 bytes for each that trains."""
     repeats: Annotated[int | None, _NUMBER] = None
     """How often each thing is measured."""
     warmup: Annotated[int | None, _NUMBER] = None
@@ -290,7 +301,7 @@ class Bench:
     compiled: Annotated[bool, _OPTIONAL] = False
     """latency: one more contestant, ours with torch.compile. Compiling takes minutes of the warm-up."""
     memory_limit: Annotated[float | None, arg(metavar="GIB", help_behavior_hint="")] = None
-    """latency, video, memory: how much of the GPU's memory may be used, as if the card had no more."""
+    """latency, video, memory, train: how much of the GPU's memory may be used, as if the card had no more."""
     width: Annotated[int | None, _NUMBER] = None
     """decode: pixels of the film."""
     height: Annotated[int | None, _NUMBER] = None

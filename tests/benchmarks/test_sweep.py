@@ -87,11 +87,11 @@ def test_a_slice_without_minutes_is_refused(tmp_path):
 
 def test_jobs_run_everything_at_both_sizes_with_and_without_a_limit():
     found = jobs()
-    assert len(found) == 2 + 2 * 2 * 4 + 2 + 2  # hours of film where memory is scarce
+    assert len(found) == 2 + 2 * 2 * 5 + 1 + 2  # hours of film where memory is scarce, training where it is not
     for size in ("7b", "8b"):
         assert found[f"latency-{size}"].given["memory_limit"] is None
         assert found[f"memory-{size}-24gib"].given["memory_limit"] == 24
-    assert {job.bench for job in found.values()} == {"flops", "latency", "video", "memory", "load", "decode"}
+    assert {job.bench for job in found.values()} == {"flops", "latency", "video", "memory", "train", "load", "decode"}
     assert not any(job.given.get("memory_limit") for job in jobs(device="cpu").values())
 
 

@@ -19,6 +19,7 @@ from llava_mini.benchmarks.peers import VideoLlavaFront
 from llava_mini.benchmarks.released import fuse_as_released
 from llava_mini.benchmarks.sizes import changed, random_model, size_config, with_parts
 from llava_mini.benchmarks.timing import Laps
+from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.reducers import build_reducer
@@ -107,12 +108,17 @@ def make_way(name: WayName, film: Film, model: LlavaMiniForConditionalGeneration
         return VideoLlava(model, film)
     if name == "released":
         return Released(model, film)
-    return Here(_without_reduction(model) if name == "all tokens" else model, film, kept_on_host=kept_on_host)
+    return Here(without_reduction(model) if name == "all tokens" else model, film, kept_on_host=kept_on_host)
 
 
-def _without_reduction(model: LlavaMiniForConditionalGeneration) -> LlavaMiniForConditionalGeneration:
+def all_tokens_config(config: LlavaMiniConfig) -> LlavaMiniConfig:
+    """LLaVA-v1.5's configuration, which is that of stage 1."""
+    return changed(config, reducer="identity", prefusion_num_layers=0)
+
+
+def without_reduction(model: LlavaMiniForConditionalGeneration) -> LlavaMiniForConditionalGeneration:
     """LLaVA-v1.5 of the same tower, projector and language model."""
-    config = changed(model.config, reducer="identity", prefusion_num_layers=0)
+    config = all_tokens_config(model.config)
     made = with_parts(model, reducer=build_reducer(config), prefusion=None)
     made.config = config
     return made

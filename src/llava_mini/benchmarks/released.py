@@ -40,11 +40,11 @@ def fuse_as_released(
     text_rows = model.text_rows(inputs)
     tokens, texts = [], []
     for frame in pixels.split(1):
-        features = _all_layers(model, frame)
+        features = features_by_all_layers(model, frame)
         _lap(laps, "vision")
         patches, reduced = model.reduce_frames(features)
         _lap(laps, "reduction")
-        vision, text = _one_square(model, patches, reduced, text_rows.packed.embeds)
+        vision, text = fuse_in_one_square(model, patches, reduced, text_rows.packed.embeds)
         _lap(laps, "pre-fusion")
         tokens.append(vision)  # [1, Q, D]
         texts.append(text.float())  # [1, N, D]
@@ -59,26 +59,27 @@ def fuse_as_released(
     )
 
 
-def _all_layers(model: LlavaMiniForConditionalGeneration, frame: Tensor) -> Tensor:
-    """Features of one frame [1, V, 3, H, W] by all layers of the tower, of which the last changes nothing."""
+def features_by_all_layers(model: LlavaMiniForConditionalGeneration, frames: Tensor) -> Tensor:
+    """Features of frames [F, V, 3, H, W] by all layers of the tower, of which the last changes nothing."""
     tower = model.vision_tower
-    hidden = tower.pre_layrnorm(tower.embeddings(frame[0].to(tower.embeddings.patch_embedding.weight.dtype)))
+    views = frames.flatten(0, 1).to(tower.embeddings.patch_embedding.weight.dtype)
+    hidden = tower.pre_layrnorm(tower.embeddings(views))
     features = hidden
     for layer in tower.encoder.layers:
         features, hidden = hidden, layer(hidden, None)
-    return features[None, :, 1:]  # [1, V, patches, E]
+    return features[:, 1:].unflatten(0, frames.shape[:2])  # [F, V, patches, E]
 
 
-def _one_square(
+def fuse_in_one_square(
     model: LlavaMiniForConditionalGeneration, patches: Tensor | None, reduced: Tensor, text: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Pre-fusion with all rows in every layer: vision tokens [1, Q, D] and text [1, N, D]."""
+    """Pre-fusion with all rows in every layer: vision tokens [F, Q, D] and text [F, N, D]."""
     if model.prefusion is None:
         return reduced, text
     assert patches is not None
     from_prefusion = model.config.vision_tokens_from == "prefusion"
     enters = from_prefusion and model.config.reducer != "identity"
-    rows = torch.cat([patches, reduced, text] if enters else [patches, text], dim=1)  # [1, P + Q + N, D]
+    rows = torch.cat([patches, reduced, text] if enters else [patches, text], dim=1)  # [F, P + Q + N, D]
     num_rows, num_vision = rows.shape[1], rows.shape[1] - text.shape[1]
     rotation = model.prefusion.rotary(rows, torch.arange(num_rows, device=rows.device)[None])
     for layer in model.prefusion.layers:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from llava_mini.benchmarks.report import Report, tupled
 from llava_mini.inference.devices import keep_freed_memory
 
-BENCHMARKS: tuple[str, ...] = ("flops", "latency", "video", "memory", "decode", "load")
+BENCHMARKS: tuple[str, ...] = ("flops", "latency", "video", "memory", "train", "decode", "load")
 """Names, which are those of modules in this folder."""
 
 

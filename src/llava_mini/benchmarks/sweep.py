@@ -73,7 +73,12 @@ def jobs(sizes: Sequence[str] = SIZES, device: str = "cuda") -> dict[str, Job]:
             if limit is not None:
                 hours = {"frames": [10_000], "released_frames": 0, "most_tokens": 0, "kept_on_host": on_gpu}
                 found[f"video-hours-{name}"] = Job(bench="video", given={**where, **hours, "repeats": 1, "warmup": 0})
+            else:
+                step = {"stages": [2], "low_rank": 64, "update": True, "samples": 8 if on_gpu else 1}
+                found[f"train-{name}"] = Job(bench="train", given={**where, **step}, needs="peft")
             found[f"memory-{name}"] = Job(bench="memory", given={**where, "tokens": [1, 4], "frames": frames})
+    if on_gpu:
+        found["train-middle"] = Job(bench="train", given={"size": "middle", "device": device, "update": True})
     found["load"] = Job(bench="load", given={"device": device})
     found["decode"] = Job(bench="decode", given={}, needs="av")
     return found

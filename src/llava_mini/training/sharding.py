@@ -86,7 +86,7 @@ def prepare(task: Any, stage: Stage, settings: EngineSettings, world: World) -> 
         )
     apply_stage(task.module.named_parameters(), stage)
     if settings.checkpoint_activations:
-        _checkpoint_activations(task.module)
+        checkpoint_activations(task.module)
     if settings.compile_layers:
         for layer in layers_of(task.module):
             layer.compile()
@@ -172,7 +172,12 @@ def _share_weights(unit: nn.Module, world: World) -> None:
             distributed.broadcast(part.get_buffer(name), src=0)
 
 
-def _checkpoint_activations(module: nn.Module) -> None:
+def checkpoint_activations(module: nn.Module) -> None:
+    """Let the transformers models in a module keep the inputs of their layers only.
+
+    Raises:
+        ValueError: There is none that can.
+    """
     able = list(_outermost_models(module))
     if not able:
         raise ValueError(
