@@ -12,26 +12,23 @@ Shapes: F frames, P patches, Q reduced tokens, T text tokens, D language width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from math import ceil
-from typing import Literal
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.inference.memory import meta_model
 from llava_mini.model.cost import ByPart, flops, prefusion_bytes_per_frame
+from llava_mini.training.instruction import ROWS_AT_A_TIME
 from llava_mini.training.lora import LoraSettings, add_lora
+from llava_mini.training.sharding import Strategy
 from llava_mini.training.stages import Stage
 from llava_mini.training.tuning_stages import PARTS, Rates, tuning_stage
-
-Strategy = Literal["none", "ddp", "fsdp"]
 
 HALF = 2
 """Bytes of a number in bfloat16, the format of the arithmetic."""
 TRAINED_BYTES: dict[Strategy, int] = {"none": 20, "ddp": 16, "fsdp": 16}
 """Bytes of each parameter that trains: ``none`` keeps the weight (2), its gradient (2, and 4 during the update), a
 float32 copy (4) and two moments (8); the others the float32 weight (4), its gradient (4) and two moments (8)."""
-ROWS_OF_LOGITS = 1024
-"""Rows of logits that exist at a time: ``instruction.ROWS_AT_A_TIME``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +126,6 @@ class TrainingPlan:
     num_steps: int | None = None
     measured_on: int = 0
     """How many samples of the data the means are taken over. 0: they are assumed."""
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def accumulate(self) -> int:
@@ -178,7 +174,7 @@ class TrainingPlan:
         if self.num_steps is not None:
             work += f", {_scaled(self.work_per_step * self.num_steps)}FLOP in all"
         lines.append(f"work      {work}")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(lines)
 
 
 def make_plan(
@@ -231,7 +227,7 @@ def make_plan(
         devices=devices,
         batch=batch,
         memory=_memory(config, counts, stage, devices, sizes, four_bit=four_bit),
-        work_per_sample=sum(_total(training_flops(config, rates, one, devices.checkpointing, lora)) for one in sizes)
+        work_per_sample=sum(training_flops(config, rates, one, devices.checkpointing, lora).total for one in sizes)
         / len(sizes),
         tokens_per_sample=sum(one.text_tokens + one.frames * config.tokens_per_frame for one in sizes) / len(sizes),
         num_samples=num_samples,
@@ -306,10 +302,6 @@ def _fusion_attention(config: LlavaMiniConfig, num_frames: int, words: int) -> i
     rows = config.patches_per_frame + (outputs if config.reducer != "identity" else 0)
     pairs = (layers - 1) * rows**2 + outputs * rows + layers * words * (rows + words)
     return num_frames * _attention(config, pairs)
-
-
-def _total(work: ByPart) -> int:
-    return work.total
 
 
 def _parts(counts: Mapping[str, int], stage: Stage) -> tuple[PartPlan, ...]:
@@ -387,7 +379,7 @@ def _activations(config: LlavaMiniConfig, devices: Devices, sizes: Sequence[Samp
     tower = frames * config.views_per_frame * (config.patches_per_side**2 + 1)
     seeing = tower * (5 * config.vision.hidden_size + 2 * config.vision.intermediate_size)
     supervised = devices.micro_batch * max(one.supervised_tokens for one in sizes)
-    logits = 10 * min(supervised, ROWS_OF_LOGITS) * text.vocab_size  # in 16 bits, in 32, and their gradient
+    logits = 10 * min(supervised, ROWS_AT_A_TIME) * text.vocab_size  # in 16 bits, in 32, and their gradient
     return HALF * max(kept + projected, seeing) + keys_values + logits
 
 
