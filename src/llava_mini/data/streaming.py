@@ -25,7 +25,6 @@ from typing import Any, BinaryIO, cast
 from llava_mini.data.llava_format import sample_from_record
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
-from llava_mini.data.tuning_batch import TuningBatch, TuningCollator
 
 Record = dict[str, Any]
 """A record as read: media are paths or bytes."""
@@ -157,91 +156,6 @@ class SampleStream:
 def _require_datasets() -> None:
     if importlib.util.find_spec("datasets") is None:
         raise ValueError("Streaming needs the package datasets: pip install 'llava-mini[data]'.")
-
-
-_STATES_EVERY = 50
-"""Micro-batches between two places that are written down."""
-
-
-class StreamBatches:
-    """The micro-batches of a run over a stream by number: what a task gives the trainer as ``make_batch``.
-
-    Asked for in order, they are read in order. Asked for another one, as a run does that goes on, it finds the last
-    place before it that was written down, and reads on from there without decoding.
-    """
-
-    def __init__(
-        self, stream: SampleStream, collator: TuningCollator, *, batch_size: int, places: Path | None = None
-    ) -> None:
-        """Begin at the first micro-batch.
-
-        Args:
-            stream: Of this rank, at its beginning.
-            collator: Makes batches of its samples.
-            batch_size: Samples of a micro-batch, damaged ones included.
-            places: A file of this rank where places are written down. None: going on reads all from the beginning.
-
-        Raises:
-            ValueError: ``batch_size`` is less than 1.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
-        self.stream, self.collator, self.batch_size, self.places = stream, collator, batch_size, places
-        self._beginning = stream.state_dict()
-        self._number = 0
-        self._items: Iterator[Sample | Damaged] = iter(())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_items": iter(())}
-
-    def __call__(self, index: int) -> TuningBatch:
-        """Return micro-batch ``index``, counted over the whole run and all ranks.
-
-        Raises:
-            ValueError: It is another rank's, or the stream holds nothing for this rank.
-        """
-        number, rank = divmod(index, self.stream.world_size)
-        if rank != self.stream.rank:
-            raise ValueError(f"Micro-batch {index} is of rank {rank}, but this stream is of rank {self.stream.rank}.")
-        if number < self._number or number >= self._number + _STATES_EVERY:
-            self._seek(number)
-        while self._number < number:
-            self._read()
-        items = self._read()
-        batch = self.collator([item for item in items if isinstance(item, Sample)])
-        return replace(batch, damaged=(*(item for item in items if isinstance(item, Damaged)), *batch.damaged))
-
-    def _read(self) -> list[Sample | Damaged]:
-        """The samples of the next micro-batch, which may span two epochs."""
-        if self.places is not None and self._number % _STATES_EVERY == 0:
-            place = json.dumps({"number": self._number, "state": self.stream.state_dict()})
-            with self.places.open("a", encoding="utf-8") as file:
-                file.write(f"{place}\n")
-        items: list[Sample | Damaged] = []
-        fruitless = 0
-        while len(items) < self.batch_size:
-            before = len(items)
-            items += itertools.islice(self._items, self.batch_size - before)
-            if len(items) < self.batch_size:
-                self._items = iter(self.stream)
-                fruitless = fruitless + 1 if len(items) == before else 0
-                if fruitless > 2:
-                    raise ValueError(f"The shards hold no record for rank {self.stream.rank}. Are they empty?")
-        self._number += 1
-        return items
-
-    def _seek(self, number: int) -> None:
-        """Go to the last place before a micro-batch that is known."""
-        state = self.stream.state_dict()
-        if number < self._number:
-            self._number, state = 0, self._beginning
-        if self.places is not None and self.places.exists():
-            for line in self.places.read_text(encoding="utf-8").split("\n")[:-1]:  # the last one may be cut off
-                place = json.loads(line)
-                if self._number < place["number"] <= number:
-                    self._number, state = place["number"], place["state"]
-        self.stream.load_state_dict(state)
-        self._items = iter(())
 
 
 def sample_of_streamed(record: Record, *, name: str, media_folder: Path | None = None) -> Sample:
@@ -431,3 +345,8 @@ def find_shards(patterns: Iterable[str]) -> tuple[str, ...]:
             raise ValueError(f"No file matches {pattern!r}. Check the path; patterns are quoted on the command line.")
         found |= {match if "://" not in pattern else system.unstrip_protocol(match) for match in matches}
     return tuple(sorted(found))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file, an address or a pattern ends as shards do."""
+    return Path(name).suffix in _READERS

@@ -97,13 +97,13 @@ class TuningCollator:
         self.captions = captions
         self.features = features
 
-    def __call__(self, samples: Sequence[Sample]) -> TuningBatch:
-        """Return the batch of some samples; every answer has labels.
+    def __call__(self, samples: Sequence[Sample | Damaged]) -> TuningBatch:
+        """Return the batch of some samples; every answer has labels. What is damaged already stays so.
 
         Raises:
             ValueError: Some show films and others images whose features are stored.
         """
-        read = [self._read(sample) for sample in samples]
+        read = [sample if isinstance(sample, Damaged) else self._read(sample) for sample in samples]
         rows = [row for row in read if isinstance(row, _Row)]
         damaged = tuple(row for row in read if isinstance(row, Damaged))
         if not rows:
@@ -222,15 +222,15 @@ class TuningBatches:
 
     def __call__(self, index: int) -> TuningBatch:
         """Return micro-batch ``index``, counted over the whole run."""
-        samples: list[Sample] = []
-        damaged: list[Damaged] = []
-        for number in self.order.batches(index):
-            try:
-                samples.append(self.samples[number])
-            except ValueError as error:
-                damaged.append(Damaged(id=self.samples.id_of(number), media="", reason=_one_line(error)))
-        batch = self.collator(samples)
-        return replace(batch, damaged=(*damaged, *batch.damaged))
+        return self.collator([read_sample(self.samples, number) for number in self.order.batches(index)])
+
+
+def read_sample(samples: Samples, number: int) -> Sample | Damaged:
+    """Return a sample, or why its record is none."""
+    try:
+        return samples[number]
+    except ValueError as error:
+        return Damaged(id=samples.id_of(number), media="", reason=_one_line(error))
 
 
 @dataclass
