@@ -157,6 +157,7 @@ class Tuning:
             num_steps=self.num_steps if settings.has_data else settings.steps,
             measured_on=len(sizes) if settings.has_data else 0,
             lora=settings.lora,
+            dtype=settings.dtype,
         )
 
     def run(self, output: Path, *, engine: EngineSettings | None = None, world: World | None = None) -> Run:
