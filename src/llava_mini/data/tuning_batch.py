@@ -195,6 +195,11 @@ class TuningCollator:
 class Samples(Protocol):
     """Samples by number: a ``Mixture``."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal samples."""
+        ...
+
     def __getitem__(self, index: int) -> Sample:
         """Return a sample, or raise ValueError if it is malformed."""
         ...
@@ -206,6 +211,11 @@ class Samples(Protocol):
 
 class Order(Protocol):
     """Which samples a micro-batch holds: a ``BatchOrder``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal orders."""
+        ...
 
     def batches(self, index: int) -> Sequence[int]:
         """Return the samples of micro-batch ``index``, counted over the whole run."""
@@ -219,6 +229,11 @@ class TuningBatches:
     samples: Samples
     order: Order
     collator: TuningCollator
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for the same samples in the same order: what a run that goes on compares."""
+        return f"{self.samples.fingerprint} {self.order.fingerprint}"
 
     def __call__(self, index: int) -> TuningBatch:
         """Return micro-batch ``index``, counted over the whole run."""
