@@ -13,9 +13,13 @@ import pytest
 
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
-from llava_mini.data.streaming import SampleStream, StreamBatches, StreamSettings, find_shards, sample_of_streamed
+from llava_mini.data.streaming import SampleStream, StreamBatches, StreamSettings, find_shards
 from llava_mini.data.tuning_batch import TuningCollator
+from llava_mini.training.instruction import InstructionTask
+from llava_mini.training.run_log import RunLog, read_log
+from llava_mini.training.trainer import PhaseSettings, train_phase
 from tests.tiny_engine import picture, tiny_parts
+from tests.training.tuning import STAGE
 
 
 def png(value=0):
@@ -134,6 +138,7 @@ def test_media_of_a_parquet_row_are_bytes_structs_or_paths(tmp_path):
         "lists": [{"images": [{"bytes": image}, {"bytes": image}], "conversations": turns("<image><image>same?")}],
         "bytes": [{"image": image, "conversations": turns("<image>\nwhat?")}],
         "paths": [{"video": "clips/a.mp4", "conversations": turns("<video>\nwhat?")}],
+        "addresses": [{"image": "data:image/png;base64,AAAA", "conversations": turns("<image>\nwhat?")}],
     }
     shards = tuple(write_parquet(tmp_path / f"{name}.parquet", some) for name, some in rows.items())
     found = {sample.id: sample for sample in stream(shards, media_folder=tmp_path)}
@@ -141,6 +146,7 @@ def test_media_of_a_parquet_row_are_bytes_structs_or_paths(tmp_path):
     assert [medium.source for medium in found["s/lists.parquet/0"].media] == [image, image]
     assert found["s/bytes.parquet/0"].media[0].source == image
     assert found["s/paths.parquet/0"].media[0].source == tmp_path / "clips/a.mp4"
+    assert found["s/addresses.parquet/0"].media[0].source == "data:image/png;base64,AAAA"
 
 
 def test_members_of_a_tar_with_one_key_are_one_record(tmp_path):
@@ -275,14 +281,9 @@ def test_shards_are_found_by_patterns(shards, tmp_path):
         find_shards([f"{tmp_path}/*.tar"])
 
 
-def test_a_struct_that_is_neither_bytes_nor_a_path_is_refused():
-    with pytest.raises(ValueError, match="neither bytes nor a path"):
-        sample_of_streamed({"image": 5, "conversations": turns("<image>\nwhat?")}, name="x")
-
-
-def batches(shards, rank=0, world_size=1, places=None):
+def batches(shards, rank=0, world_size=1, places=None, batch_size=4):
     collator = TuningCollator(tiny_parts()[1])
-    return StreamBatches(stream(shards, rank, world_size), collator, batch_size=4, places=places)
+    return StreamBatches(stream(shards, rank, world_size), collator, batch_size=batch_size, places=places)
 
 
 def test_a_run_that_goes_on_gets_the_micro_batches_of_an_uninterrupted_one(shards, tmp_path, monkeypatch):
@@ -296,10 +297,50 @@ def test_a_run_that_goes_on_gets_the_micro_batches_of_an_uninterrupted_one(shard
         first(index)
     later = batches(shards, places=places)
     loaded = []
-    monkeypatch.setattr(SampleStream, "_sample", counted(SampleStream._sample, loaded))
+    monkeypatch.setattr(StreamSettings, "sample", counted(StreamSettings.sample, loaded))
     assert later(10).ids == expected[10].ids
     assert len(loaded) == 8  # from the place before micro-batch 9
     assert [later(index).ids for index in (11, 16, 2)] == [expected[index].ids for index in (11, 16, 2)]
+
+
+def test_a_place_that_a_kill_cut_off_costs_no_other(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_mini.data.streaming._STATES_EVERY", 3)
+    whole, places = batches(shards), tmp_path / "places.jsonl"
+    expected = [whole(index) for index in range(9)]
+    first = batches(shards, places=places)
+    for index in range(7):
+        first(index)
+    places.write_text(places.read_text()[:-20])
+    assert batches(shards, places=places)(5).ids == expected[5].ids  # its place follows in the same line
+    assert batches(shards, places=places)(8).ids == expected[8].ids
+
+
+def test_places_of_micro_batches_of_another_size_are_refused(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_mini.data.streaming._STATES_EVERY", 3)
+    batches(shards, places=tmp_path / "places.jsonl")(3)
+    with pytest.raises(ValueError, match="micro-batches of 4 samples, these have 5"):
+        batches(shards, places=tmp_path / "places.jsonl", batch_size=5)(3)
+
+
+def test_a_training_on_a_stream_that_was_cut_off_gets_the_losses_of_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_mini.data.streaming._STATES_EVERY", 2)
+    rows = [{"image": png(number), "conversations": turns("<image>\nwhat?", f"{number}")} for number in range(6)]
+    rows += [{"image": None, "conversations": turns("who?", f"{number}")} for number in range(6)]
+    shards = tuple(write_parquet(tmp_path / f"{shard}.parquet", rows) for shard in range(2))
+
+    def train(folder, stop_after=-1):
+        log = RunLog(folder, terminal=(tmp_path / "terminal").open("a"))
+        task = InstructionTask(tiny_parts()[0], batches(shards, places=folder / "places.jsonl"))
+        settings = PhaseSettings(
+            name="stage-2", num_steps=8, stage=STAGE, log_every=1, checkpoint_seconds=0.0, keep_last=1
+        )
+        train_phase(task, settings, folder / "stage-2", log, stop_after=stop_after)
+        return [line["loss"] for line in read_log(folder / "log.jsonl")]
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "cut", stop_after=5)
+    assert train(tmp_path / "cut") == whole
+    assert len(whole) == 8
 
 
 def counted(function, calls):

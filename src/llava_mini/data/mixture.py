@@ -4,7 +4,6 @@ A mixture holds where each record lies, what it shows and how long it is: 18 byt
 files and are read one at a time, so a mixture is cheap to send to the processes that make batches.
 """
 
-import hashlib
 import math
 from array import array
 from collections import Counter
@@ -17,7 +16,8 @@ import numpy as np
 
 from llava_mini.data.json_records import read_record, scan_records
 from llava_mini.data.llava_format import outline, sample_from_record
-from llava_mini.data.samples import KINDS, Kind, Sample
+from llava_mini.data.quarantine import Damaged
+from llava_mini.data.samples import KINDS, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +79,6 @@ class Mixture(Sequence[Sample]):
         """Of the files."""
         return tuple(file.weight for file in self.files)
 
-    @property
-    def counts(self) -> dict[Kind, int]:
-        """How many records show what."""
-        return {kind: int((self.kinds == number).sum()) for number, kind in enumerate(KINDS)}
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for mixtures whose records have the same names, weights, places and lengths."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr([(file.name, file.weight) for file in self.files]).encode())
-        for values in (self.first, self._starts, self._sizes, self.kinds, self.lengths):
-            digest.update(values.tobytes())
-        return digest.hexdigest()
-
     def __len__(self) -> int:
         return len(self.kinds)
 
@@ -109,6 +95,13 @@ class Mixture(Sequence[Sample]):
         name = self._id(record, index, source, number)
         return sample_from_record(record, name=name, media_folder=self.files[source].folder)
 
+    def sample(self, index: int) -> Sample | Damaged:
+        """Read a record; of a malformed one, say what is wrong. Raises else what reading does."""
+        try:
+            return self[index]
+        except ValueError as error:
+            return Damaged(id=self.id_of(index), media="", reason=" ".join(str(error).split()))
+
     def id_of(self, index: int) -> str:
         """Return the id of a sample, also where the record is malformed."""
         index, source, number = self._place(index)
@@ -117,6 +110,10 @@ class Mixture(Sequence[Sample]):
         except ValueError:
             record = None
         return self._id(record, index, source, number)
+
+    def file_of(self, index: int) -> DataFile:
+        """Return the file in which a record lies."""
+        return self.files[self._place(index)[1]]
 
     def _place(self, index: int) -> tuple[int, int, int]:
         """The index from 0 on, the number of its file, and its number in the file."""
