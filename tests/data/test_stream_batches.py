@@ -9,7 +9,7 @@ import pytest
 
 from llava_mini.data import stream_batches
 from llava_mini.data.stream_batches import StreamBatches
-from llava_mini.data.streaming import SampleStream, StreamSettings
+from llava_mini.data.streaming import StreamSettings
 from llava_mini.data.tuning_batch import TuningCollator
 from llava_mini.training.prefetch import Prefetch
 from tests.data.shards import numbered_shards, turns, write_parquet
@@ -46,8 +46,8 @@ def test_a_micro_batch_is_the_same_for_any_number_of_processes(shards, processes
 
 def test_a_process_opens_the_shards_of_its_own_lanes_alone(shards, monkeypatch):
     opened = set()
-    read = SampleStream._sample
-    monkeypatch.setattr(SampleStream, "_sample", lambda self, item: opened.add(item["shard"]) or read(self, item))
+    read = StreamSettings.sample
+    monkeypatch.setattr(StreamSettings, "sample", lambda self, item: opened.add(item["shard"]) or read(self, item))
     ids(batches(shards, micro_batches=2), range(1, 18, 2))
     assert len(opened) == 3
 
@@ -59,8 +59,8 @@ def test_a_run_that_goes_on_gets_the_micro_batches_of_an_uninterrupted_one(shard
     ids(first, range(21))
     later = batches(shards, places=tmp_path / "places")
     read = []
-    sample = SampleStream._sample
-    monkeypatch.setattr(SampleStream, "_sample", lambda self, item: read.append(item) or sample(self, item))
+    sample = StreamSettings.sample
+    monkeypatch.setattr(StreamSettings, "sample", lambda self, item: read.append(item) or sample(self, item))
     assert later(20).ids == expected[20]  # of two lanes' micro-batches 0 to 9, this is the first one's eleventh
     assert len(read) == 4  # from the place before the tenth
     assert ids(later, (21, 39, 4)) == [expected[number] for number in (21, 39, 4)]
@@ -76,11 +76,13 @@ def test_a_place_that_a_kill_cut_off_is_passed_over(shards, tmp_path, monkeypatc
     assert ids(batches(shards, micro_batches=1, places=tmp_path), range(6, 8)) == expected[6:]
 
 
-def test_places_of_another_order_are_refused(shards, tmp_path, monkeypatch):
+def test_places_of_another_order_or_size_are_refused(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(stream_batches, "PLACES_EVERY", 1)
     ids(batches(shards, places=tmp_path), range(4))
     with pytest.raises(ValueError, match="another order"):
         batches(shards, seed=5, places=tmp_path)(2)
+    with pytest.raises(ValueError, match="micro-batches of 2 samples, these have 3"):
+        batches(shards, batch_size=3, places=tmp_path)(2)
 
 
 def test_processes_that_make_batches_make_the_same(shards, tmp_path):

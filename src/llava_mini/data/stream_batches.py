@@ -8,7 +8,6 @@ number alone, as it does with files, so any number of processes learns from the 
 import itertools
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
@@ -52,12 +51,14 @@ class StreamBatches:
             places: A folder where places are written down. None: going on reads all from the beginning.
 
         Raises:
-            ValueError: A number is less than 1, or ``datasets`` is not installed.
+            ValueError: A number is less than 1.
         """
         for name, value in (("batch_size", batch_size), ("micro_batches", micro_batches)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more.")
         self.collator = collator
+        self.fingerprint = f"{settings.fingerprint} {batch_size} {micro_batches}"
+        """Equal for the same samples in the same order: what a run that goes on compares."""
         num_lanes = gcd(micro_batches, len(settings.shards))
         share = replace(settings, window=max(settings.window // num_lanes, 1))
         self._lanes = [
@@ -73,7 +74,7 @@ class StreamBatches:
         """Return micro-batch ``index``, counted over the whole run.
 
         Raises:
-            ValueError: The stream holds nothing for its lane.
+            ValueError: The stream holds nothing for its lane, or places are of another order or size.
         """
         number, lane = divmod(index, len(self._lanes))
         return self.collator(self._lanes[lane].items(number))
@@ -133,15 +134,22 @@ class _Lane:
         if self._places is None:
             return
         self._places.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"number": self._number, "state": self._stream.state_dict()})
+        place = {"number": self._number, "batch_size": self._batch_size, "state": self._stream.state_dict()}
         with self._places.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+            file.write(f"{json.dumps(place)}\n")
 
     def _written(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The places that earlier starts and other processes wrote down."""
         if self._places is None or not self._places.exists():
             return
         for line in self._places.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with suppress(json.JSONDecodeError):  # cut off by a kill: the place before it does as well
+            try:
                 place = json.loads(line)
-                yield place["number"], place["state"]
+            except json.JSONDecodeError:  # cut off by a kill: the place before it does as well
+                continue
+            if place["batch_size"] != self._batch_size:
+                raise ValueError(
+                    f"The places in {str(self._places)!r} are of micro-batches of {place['batch_size']} samples, these "
+                    f"have {self._batch_size}. Go on with as many, or begin anew, with another folder."
+                )
+            yield place["number"], place["state"]

@@ -28,6 +28,8 @@ from llava_mini.processor.video import FrameSampling
 
 IGNORED = -100
 """The label of tokens that are not learned."""
+MAX_LENGTH = 2048
+"""Most tokens of a prompt by default, those of frames included."""
 MAX_FRAMES = 32
 """Most frames of a video by default."""
 
@@ -135,7 +137,9 @@ class TuningCollator:
         tokenizer = self.processor.tokenizer
         return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
 
-    def _read(self, sample: Sample) -> "_Row | Damaged":
+    def _read(self, sample: Sample | Damaged) -> "_Row | Damaged":
+        if isinstance(sample, Damaged):
+            return sample
         at = _At()
         try:
             with ExitStack() as files:
@@ -200,12 +204,8 @@ class Samples(Protocol):
         """Equal for equal samples."""
         ...
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return a sample, or raise ValueError if it is malformed."""
-        ...
-
-    def id_of(self, index: int) -> str:
-        """Return its id, even so."""
+    def sample(self, index: int) -> Sample | Damaged:
+        """Return a sample, or what is wrong with it."""
         ...
 
 
@@ -237,15 +237,7 @@ class TuningBatches:
 
     def __call__(self, index: int) -> TuningBatch:
         """Return micro-batch ``index``, counted over the whole run."""
-        return self.collator([read_sample(self.samples, number) for number in self.order.batches(index)])
-
-
-def read_sample(samples: Samples, number: int) -> Sample | Damaged:
-    """Return a sample, or why its record is none."""
-    try:
-        return samples[number]
-    except ValueError as error:
-        return Damaged(id=samples.id_of(number), media="", reason=_one_line(error))
+        return self.collator([self.samples.sample(number) for number in self.order.batches(index)])
 
 
 @dataclass
@@ -274,7 +266,7 @@ class _Row:
     """Whether ``frames`` are features."""
 
 
-def _one_line(error: ValueError, written: Sequence[Path] = ()) -> str:
+def _one_line(error: ValueError, written: Sequence[Path]) -> str:
     """What is wrong, without line ends and names of files that nobody else knows."""
     text = " ".join(str(error).split())
     for path in written:

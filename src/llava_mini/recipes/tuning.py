@@ -19,7 +19,7 @@ from llava_mini.data.mixture import DataFile
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
 from llava_mini.data.streaming import StreamSettings
-from llava_mini.data.tuning_batch import MAX_FRAMES, TuningCollator
+from llava_mini.data.tuning_batch import MAX_FRAMES, MAX_LENGTH, TuningCollator
 from llava_mini.inference.memory import meta_model
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
@@ -70,7 +70,7 @@ class TuningSettings:
     """Leave the questions out, as stage 1 does."""
     template: str | None = None
     """Name of the chat template. None: that of the model, see ``build_processor``."""
-    max_length: int = 2048
+    max_length: int = MAX_LENGTH
     """Most tokens of a prompt, those of frames included, and never more than the context; longer ones are cut, see
     ``TuningCollator``."""
     num_frames: int | None = None

@@ -15,7 +15,7 @@ from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
 from llava_mini.data.stream_batches import StreamBatches
 from llava_mini.data.streaming import SampleStream, StreamSettings, find_shards, is_shard
-from llava_mini.data.tuning_batch import TuningBatches, TuningCollator, read_sample
+from llava_mini.data.tuning_batch import TuningBatches, TuningCollator
 from llava_mini.training.instruction import MakeBatch
 
 Value = TypeVar("Value")
@@ -102,7 +102,7 @@ class FileData:
     def some(self, number: int) -> Iterable[Sample | Damaged]:
         """Return samples that are evenly spread."""
         chosen = np.unique(np.linspace(0, len(self.mixture) - 1, number).round().astype(int))
-        return (read_sample(self.mixture, int(index)) for index in chosen)
+        return (self.mixture.sample(int(index)) for index in chosen)
 
     def batches(self, collator: TuningCollator, places: Path | None) -> TuningBatches:
         """Return the micro-batches; they need no places."""
