@@ -51,10 +51,12 @@ class Check:
     The exit code is 0 when nothing is damaged, 1 when something is.
     """
 
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="")]
-    """JSON or JSONL files of records in the format of LLaVA."""
-    media: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where the paths in the records start. Left out: the folder of each file."""
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE...", help_behavior_hint="")]
+    """JSON or JSONL files of records in the format of LLaVA; or Parquet files and tars that can be streamed, also at
+    addresses (hf://, s3://) and as patterns in quotes."""
+    media: Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")] = ()
+    """Where the paths in the records start: one folder for all files, or one for each. Left out: each file's own;
+    shards hold their media."""
     model: Annotated[str, arg(metavar="MODEL")] = "tiny"
     """Whose tokens and pictures: the embedded model (tiny), a folder, or a repository on the Hugging Face Hub. Its
     weights are not read."""
@@ -64,10 +66,10 @@ class Check:
     """Take this many frames of a video per second. Left out: one."""
     max_frames: int = 32
     """Most frames of a video."""
-    max_length: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """Most tokens of a prompt. Left out: the model's context."""
+    max_length: int = 2048
+    """Most tokens of a prompt, those of frames included, and never more than the model's context."""
     captions: Annotated[bool, _OPTIONAL] = False
-    """Leave the questions out, as the first stage of training does."""
+    """Leave the questions out, and with them the chat template, as the first stage of training does."""
     published: Annotated[
         Literal["llava-pretrain", "llava-v1.5-mix665k", "video-chatgpt-100k", "llava-onevision-single-image"] | None,
         arg(metavar="NAME", help_behavior_hint=""),
@@ -113,8 +115,8 @@ class Features:
     """JSON or JSONL files of records in the format of LLaVA."""
     output: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
     """The folder of the features. Those of several models can be in one."""
-    media: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where the paths in the records start. Left out: the folder of each file."""
+    media: Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")] = ()
+    """Where the paths in the records start: one folder for all files, or one for each. Left out: each file's own."""
     model: Annotated[str, arg(metavar="MODEL")] = "tiny"
     """Whose vision tower: the embedded model (tiny), a folder, or a repository on the Hugging Face Hub."""
     device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None

@@ -61,10 +61,13 @@ class Tiny(_Running):
 class _Tuning(_Running):
     """What both stages of the paper need."""
 
-    data: Annotated[Positional[tuple[Path, ...]], arg(metavar="DATA...", help_behavior_hint="")] = ()
-    """JSON or JSONL files of records in the format of LLaVA. None are needed with --dry-run."""
+    data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA...", help_behavior_hint="")] = ()
+    """JSON or JSONL files of records in the format of LLaVA. Or what is too large to be kept: shards, .parquet or .tar,
+    as files, addresses (hf://, s3://) or quoted patterns, which are read while training goes on and need --steps. None
+    are needed with --dry-run."""
     media: Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")] = ()
-    """Where the paths in the records start: one folder for all files, or one for each. Left out: each file's own."""
+    """Where the paths in the records start: one folder for all files, or one for each. Left out: each file's own, and
+    none for shards, whose records hold their media."""
     weights: Annotated[tuple[float, ...], arg(metavar="W...", help_behavior_hint="")] = ()
     """How often the records of each file are seen in an epoch: 2 is twice, 0.5 every other one. Left out: once."""
     output: Annotated[Path | None, _DIR] = None
@@ -151,22 +154,22 @@ class Finetune(_Tuning):
     """What they start from: copies of the language model's first layers (language-model, left out), or random."""
     hd: Annotated[bool, _OPTIONAL] = False
     """Five views of an image, in 64 tokens."""
-    language_model_rate: Annotated[float, arg(metavar="RATE")] = 1e-4
-    """Learning rate of the language model, its embeddings included."""
-    reducer_rate: Annotated[float, arg(metavar="RATE")] = 1e-5
-    """Learning rate of the reducer."""
-    prefusion_rate: Annotated[float, arg(metavar="RATE")] = 1e-5
-    """Learning rate of pre-fusion. From random weights, try 1e-4."""
+    language_model_rate: Annotated[float | None, _RATE] = None
+    """Learning rate of the language model, its embeddings included. Left out: 1e-4."""
+    reducer_rate: Annotated[float | None, _RATE] = None
+    """Learning rate of the reducer. Left out: 1e-5."""
+    prefusion_rate: Annotated[float | None, _RATE] = None
+    """Learning rate of pre-fusion. Left out: 1e-5; from random weights, try 1e-4."""
     lora: Annotated[bool, _OPTIONAL] = False
     """Train low-rank updates of the language model instead of its weights."""
-    lora_rank: int = 128
-    """Rank of the updates."""
-    lora_alpha: float = 256.0
-    """They are multiplied by this over the rank."""
-    lora_dropout: float = 0.05
-    """Share of what they read that is left out at random."""
-    lora_rate: Annotated[float, arg(metavar="RATE")] = 2e-4
-    """Learning rate of the updates."""
+    lora_rank: Annotated[int | None, _NUMBER] = None
+    """Rank of the updates. Left out: 128."""
+    lora_alpha: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """They are multiplied by this over the rank. Left out: 256."""
+    lora_dropout: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """Share of what they read that is left out at random. Left out: 0.05."""
+    lora_rate: Annotated[float | None, _RATE] = None
+    """Learning rate of the updates. Left out: 2e-4."""
     lora_prefusion: Annotated[bool, _OPTIONAL] = False
     """Low-rank updates for pre-fusion too."""
     four_bit: Annotated[bool, _OPTIONAL] = False

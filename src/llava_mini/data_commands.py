@@ -8,15 +8,19 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from llava_mini.checkpoint.assemble import refit
 from llava_mini.checkpoint.locate import locate
 from llava_mini.commands import check_writable
-from llava_mini.data.check import CheckSettings, DataCheck, write_quarantine
+from llava_mini.data.check import CheckSettings, DataCheck, Records, Shards
 from llava_mini.data.features import FeatureKind, images_in, plan_features, write_features
-from llava_mini.data.mixture import DataFile, Mixture
+from llava_mini.data.mixture import Mixture
+from llava_mini.data.quarantine import write_quarantine
 from llava_mini.data.synthetic import export
 from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.loading import load, read_config
 from llava_mini.processor.processor import LlavaMiniProcessor
+from llava_mini.processor.prompt import load_template
+from llava_mini.recipes.tuning_data import find_data
 
 
 def synth(
@@ -37,9 +41,16 @@ def synth(
 
 
 def check(
-    files: Sequence[Path], media: Path | None, model: str, settings: CheckSettings, *, quarantine: Path | None
+    files: Sequence[str], media: Sequence[Path], model: str, settings: CheckSettings, *, quarantine: Path | None
 ) -> bool:
     """Read records and their media once and print what they are; as in ``data.check``.
+
+    Args:
+        files: Lists of records, or shards.
+        media: Where paths in the records start, as in ``recipes.tuning_data.find_data``.
+        model: Whose tokens and pictures.
+        settings: What is asked for.
+        quarantine: Where what is damaged is listed.
 
     Returns:
         Whether nothing is damaged, and all is as it was published.
@@ -49,20 +60,28 @@ def check(
     """
     if quarantine is not None:
         check_writable(quarantine)
-    mixture, config = _mixture(files, media), read_config(model)
-    processor = LlavaMiniProcessor.from_pretrained(model if model.count("/") == 1 else locate(model))
-    start, work = time.perf_counter(), DataCheck(mixture, processor, config, settings)
-    with _bar(len(mixture), "reading", " records") as bar:
+    source, config = _source(files, media), read_config(model)
+    on_hub = model.count("/") == 1 and not Path(model).expanduser().exists()
+    kept = LlavaMiniProcessor.from_pretrained(model if on_hub else locate(model))
+    processor = refit(kept, config, load_template("plain") if settings.captions else None)
+    start, work = time.perf_counter(), DataCheck(source, processor, config, settings)
+    with _bar(len(source) if isinstance(source, Records) else None, "reading", " records") as bar:
         report = work.run(bar.update)
     print(report.text(), *work.examples(report), sep="\n\n")
-    print(f"\n{len(mixture)} records read in {time.perf_counter() - start:.1f} s")
+    print(f"\n{len(report.records)} records read in {time.perf_counter() - start:.1f} s")
     if quarantine is not None:
         write_quarantine(quarantine, report.damaged)
     return report.is_clean
 
 
 def features(
-    files: Sequence[Path], media: Path | None, output: Path, model: str, *, device: str | None, dtype: str | None
+    files: Sequence[Path],
+    media: Sequence[Path],
+    output: Path,
+    model: str,
+    *,
+    device: str | None,
+    dtype: str | None,
 ) -> bool:
     """Compute what a model's vision tower says of all images in some records; as in ``data.features``.
 
@@ -72,7 +91,10 @@ def features(
     Raises:
         ValueError: A file is missing or no list of records, no such model, or the features do not fit on the disk.
     """
-    mixture = _mixture(files, media)
+    lists, stream = find_data(list(map(str, files)), media)
+    if stream is not None:
+        raise ValueError(f"{stream.shards[0]!r} is a shard. Features are kept of images in lists of records only.")
+    mixture = Mixture(lists)
     whole, processor = load(model, device, dtype, None)
     plan = plan_features(images_in(mixture), output, FeatureKind.of(whole.vision_tower, processor))
     print(plan, flush=True)
@@ -84,11 +106,11 @@ def features(
     return not damaged
 
 
-def _mixture(files: Sequence[Path], media: Path | None) -> Mixture:
-    if media is not None and not media.is_dir():
-        raise ValueError(f"There is no folder {str(media)!r}. Give the folder where the paths in the records start.")
-    return Mixture([DataFile(path=path, media_folder=media) for path in files])
+def _source(files: Sequence[str], media: Sequence[Path]) -> Records | Shards:
+    """The records of lists, or shards: both are not checked at once."""
+    lists, stream = find_data(files, media)
+    return Records(mixture=Mixture(lists)) if stream is None else Shards(stream=stream)
 
 
-def _bar(total: int, what: str, unit: str) -> "tqdm[NoReturn]":
+def _bar(total: int | None, what: str, unit: str) -> "tqdm[NoReturn]":
     return tqdm(total=total, desc=what, unit=unit, leave=False, disable=None, file=sys.stderr)

@@ -6,7 +6,7 @@ Plans and the name of the finished model go to stdout; progress, warnings and er
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +15,8 @@ from llava_mini.recipes.finetune import finetune as finetune_recipe
 from llava_mini.recipes.finetune import finetune_settings, hd_parts
 from llava_mini.recipes.pretrain import StartOfPretraining, pretrain_settings
 from llava_mini.recipes.pretrain import pretrain as pretrain_recipe
-from llava_mini.recipes.tuning import Tuning, TuningSettings, data_files
+from llava_mini.recipes.tuning import Tuning, TuningSettings
+from llava_mini.recipes.tuning_data import find_data
 from llava_mini.training.devices import choose_hardware
 from llava_mini.training.lora import LoraSettings
 from llava_mini.training.plan import Devices
@@ -24,6 +25,9 @@ from llava_mini.training.world import World
 
 if TYPE_CHECKING:
     from llava_mini_cli_train import Finetune, Pretrain
+
+PATIENCE_MINUTES = 60.0
+"""How long processes wait for the first one, which alone fetches a model, looks at the data, and saves the result."""
 
 
 def train_tiny(
@@ -70,37 +74,28 @@ def pretrain(flags: "Pretrain", environment: Mapping[str, str]) -> int:
 def finetune(flags: "Finetune", environment: Mapping[str, str]) -> int:
     """Plan or run stage 2; as ``pretrain``."""
     settings = _settings(flags, finetune_settings())
-    rates = replace(
-        settings.rates,
-        language_model=flags.language_model_rate,
-        reducer=flags.reducer_rate,
-        prefusion=flags.prefusion_rate,
-        low_rank=flags.lora_rate,
+    given = _given(
+        {
+            "language_model": flags.language_model_rate,
+            "reducer": flags.reducer_rate,
+            "prefusion": flags.prefusion_rate,
+            "low_rank": flags.lora_rate,
+        }
     )
-    lora = LoraSettings(
-        rank=flags.lora_rank,
-        alpha=flags.lora_alpha,
-        dropout=flags.lora_dropout,
-        prefusion=flags.lora_prefusion,
-        four_bit=flags.four_bit,
-    )
-    if not flags.lora and (flags.four_bit or flags.lora_prefusion):
-        raise ValueError("--four-bit and --lora-prefusion are about low-rank updates. Give --lora with them.")
-    settings = replace(settings, rates=rates, lora=lora if flags.lora else None)
+    settings = replace(settings, rates=replace(settings.rates, **given), lora=_lora(flags))
     return _run(finetune_recipe(flags.model, settings, new=_new_parts(flags)), flags, environment)
 
 
 def _settings(flags: "Pretrain | Finetune", defaults: TuningSettings) -> TuningSettings:
-    rates = defaults.rates
-    if flags.projector_rate is not None:
-        rates = replace(rates, projector=flags.projector_rate)
+    files, stream = find_data(flags.data, flags.media, flags.weights, flags.seed)
     return replace(
         defaults,
-        files=data_files(flags.data, flags.media, flags.weights),
-        rates=rates,
+        **_given({"epochs": flags.epochs}),
+        files=files,
+        stream=stream,
+        rates=replace(defaults.rates, **_given({"projector": flags.projector_rate})),
         batch=flags.batch,
         micro_batch=flags.micro_batch,
-        epochs=defaults.epochs if flags.epochs is None else flags.epochs,
         steps=flags.steps,
         template=flags.template,
         max_length=flags.max_length,
@@ -115,15 +110,45 @@ def _settings(flags: "Pretrain | Finetune", defaults: TuningSettings) -> TuningS
     )
 
 
+def _given(flags: Mapping[str, object]) -> dict[str, Any]:
+    """What was typed; what was left out keeps its default."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _lora(flags: "Finetune") -> LoraSettings | None:
+    """What was said about low-rank updates; None if there are to be none.
+
+    Raises:
+        ValueError: A flag has no meaning beside the others.
+    """
+    given = _given(
+        {
+            "rank": flags.lora_rank,
+            "alpha": flags.lora_alpha,
+            "dropout": flags.lora_dropout,
+            "prefusion": flags.lora_prefusion or None,
+            "four_bit": flags.four_bit or None,
+        }
+    )
+    if not flags.lora and (given or flags.lora_rate is not None):
+        raise ValueError("--four-bit and all flags like --lora-rank are about low-rank updates. Give --lora with them.")
+    if flags.lora and flags.language_model_rate is not None:
+        raise ValueError("With --lora the language model's own weights are frozen. Give --lora-rate, of its updates.")
+    if flags.lora_prefusion and flags.prefusion_rate is not None:
+        raise ValueError("With --lora-prefusion pre-fusion's own weights are frozen. Give --lora-rate, of its updates.")
+    return LoraSettings(**given) if flags.lora else None
+
+
 def _new_parts(flags: "Finetune") -> NewParts | None:
     """What was said about new parts; None if nothing was."""
-    given = {
-        "reducer": flags.reducer,
-        "reducer_grid": flags.reducer_grid,
-        "prefusion_num_layers": flags.prefusion_layers,
-        "prefusion_start": flags.prefusion_start,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(
+        {
+            "reducer": flags.reducer,
+            "reducer_grid": flags.reducer_grid,
+            "prefusion_num_layers": flags.prefusion_layers,
+            "prefusion_start": flags.prefusion_start,
+        }
+    )
     if not given and not flags.hd:
         return None
     return replace(hd_parts() if flags.hd else NewParts(), **given)
@@ -137,9 +162,9 @@ def _run(tuning: Tuning, flags: "Pretrain | Finetune", environment: Mapping[str,
         print(tuning.plan(_devices(flags, number)))
         return 0
     if not flags.data:
-        raise ValueError("There is no data to train on. Give JSON or JSONL files in the format of LLaVA.")
+        raise ValueError("There is no data to train on. Give JSON or JSONL files in the format of LLaVA, or shards.")
     hardware = choose_hardware(flags.device, flags.threads, flags.workers)
-    world = World.from_environment(environment, device=hardware.device)
+    world = World.from_environment(environment, device=hardware.device, minutes=PATIENCE_MINUTES)
     with world.speaking_once("llava-mini"), world:
         devices = _devices(flags, world.size)
         plan = world.first(lambda: str(tuning.plan(devices)))

@@ -11,16 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 import llava_mini_cli
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.data.check import CheckSettings, DataCheck, RecordCheck, marked_text, write_quarantine
+from llava_mini.data.check import CheckSettings, DataCheck, PieceCheck, Records, Shards, marked_text
 from llava_mini.data.mixture import DataFile, Mixture
 from llava_mini.data.published import PUBLISHED_SETS
-from llava_mini.data.quarantine import Damaged, read_quarantine
+from llava_mini.data.quarantine import read_quarantine
+from llava_mini.data.streaming import StreamSettings
 from llava_mini.data.tuning_batch import TuningCollator
+from llava_mini.recipes.tuning import TuningSettings
 from tests.tiny_engine import picture, save_tiny, tiny_parts, write_film
 
 SOURCE = Path(llava_mini_cli.__file__).parent
@@ -67,9 +71,13 @@ def model(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def check(path, **settings):
+def check(*paths, **settings):
     tiny, processor = tiny_parts()
-    return DataCheck(Mixture([DataFile(path=path)]), processor, tiny.config, CheckSettings(**settings))
+    if paths[0].suffix == ".parquet":
+        source = Shards(stream=StreamSettings(shards=tuple(map(str, paths)), name="shards"))
+    else:
+        source = Records(mixture=Mixture([DataFile(path=path) for path in paths]))
+    return DataCheck(source, processor, tiny.config, CheckSettings(**settings))
 
 
 def test_sound_records_are_counted_by_kind_with_their_tokens(folder):
@@ -106,7 +114,7 @@ class Fatal(TuningCollator):
     """Stands for a decoder that crashes, and for one that raises what nobody expects."""
 
     def __call__(self, samples):
-        if samples[0].id == "all/image":
+        if samples[0].id in ("all/image", "shards/a.parquet/0"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if samples[0].id == "all/two":
             raise MemoryError("too large")
@@ -185,15 +193,52 @@ def test_marks_cover_every_token_once_and_follow_the_configuration(folder):
 
 def test_a_check_can_be_sent_to_a_process(folder):
     work = check(folder / "sound.json")
-    one = RecordCheck(mixture=work.mixture, collator=work.collator)
+    one = PieceCheck(source=work.source, collator=work.collator)
     assert pickle.loads(pickle.dumps(one))(1) == one(1)
 
 
-def test_a_quarantine_is_read_back_and_replaces_the_last_one(tmp_path):
-    path = tmp_path / "list.jsonl"
-    for damaged in ([Damaged(id="a", media="x.png", reason="gone")] * 2, [Damaged(id="b", media="", reason="no")]):
-        write_quarantine(path, damaged)
-        assert read_quarantine(path) == damaged
+@pytest.fixture
+def shards(folder, tmp_path):
+    """Three sound records and a malformed one, and a shard that is cut off."""
+    image = {"bytes": (folder / "good.png").read_bytes(), "path": "good.png"}
+    rows = [
+        {**record("words", "who?"), "image": None},
+        {**record("mark", "<image>\nwhat?"), "image": None},
+        {**record("image", "<image>\nwhat?", "a star"), "image": image},
+        {**record("long", "very " * 400 + "long?", "x"), "image": None},
+    ]
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path in paths:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    paths[1].write_bytes(paths[1].read_bytes()[:-4])
+    return paths
+
+
+def test_shards_are_checked_record_by_record_in_their_order(shards):
+    work = check(*shards, published="llava-onevision-single-image", examples=2)
+    report = work.run()
+    assert [(one.kind, one.fault) for one in report.records] == [
+        *(("text", None), (None, "record"), ("image", None), ("text", "prompt"), (None, "media"))
+    ]
+    assert [one.id for one in report.damaged] == ["shards/a.parquet/1", "shards/a.parquet/3", "shards/b.parquet/end"]
+    assert report.differences == ("3 records, expected 3200000 to the nearest 100000",)
+    assert "published: Parquet files of many subsets at https://" in report.text()
+    assert [one.split(" ")[0] for one in work.examples(report)] == ["shards/a.parquet/0", "shards/a.parquet/2"]
+
+
+def test_a_shard_that_crashes_its_reader_is_damaged_and_the_others_are_read(shards):
+    work = check(*shards, processes=2)
+    work.collator = Fatal(work.collator.processor)
+    first, second = work.run().records
+    assert (first.fault, first.damaged.id, second.fault) == ("crash", str(shards[0]), "media")
+
+
+def test_what_training_has_too_has_its_defaults():
+    shared = [name for name in vars(CheckSettings()) if name in vars(TuningSettings())]
+    assert shared == ["num_frames", "fps", "max_frames", "max_length", "captions"]
+    assert {name: getattr(CheckSettings(), name) for name in shared} == {
+        name: getattr(TuningSettings(), name) for name in shared
+    }
 
 
 def run(*arguments):
@@ -211,6 +256,21 @@ def test_the_command_ends_with_0_for_sound_data_and_1_for_damaged(folder, model,
     assert len(read_quarantine(listed)) == 5
 
 
+def test_the_command_checks_shards(shards, model, tmp_path, capsys):
+    arguments = (tmp_path / "*.parquet", "--model", model, "--samples", 0, "--quarantine", tmp_path / "list.jsonl")
+    assert run("data", "check", *arguments) == 1
+    assert "damaged: 3 of 5" in capsys.readouterr().out
+    assert len(read_quarantine(tmp_path / "list.jsonl")) == 3
+
+
+def test_captions_are_checked_with_the_template_of_stage_1(folder, model, tmp_path, capsys):
+    (tmp_path / "image.json").write_text(json.dumps(SOUND[1:2]))
+    assert run("data", "check", tmp_path / "image.json", "--media", folder, "--model", model, "--captions") == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line[10:11] == "|" and line.strip() != "|"]
+    assert [line.split("|")[0].strip() for line in shown] == ["fused", "vision", "learned"]
+    assert shown[2] == "  learned | a star"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -219,6 +279,9 @@ def test_the_command_ends_with_0_for_sound_data_and_1_for_damaged(folder, model,
         (["sound.json", "--quarantine", "."], "is a folder. Give the name of a file."),
         (["sound.json", "--processes", "0"], "processes is 0"),
         (["sound.json", "--model", "none"], "There is no model"),
+        (["sound.json", "--media", ".", "."], "1 data files came with 2 media folders"),
+        (["sound.json", "a.tar"], "'sound.json' came with the shard 'a.tar'. Give files or shards, not both"),
+        (["none*.tar"], "No file matches 'none*.tar'"),
     ],
 )
 def test_what_cannot_be_checked_ends_with_2_and_one_sentence(folder, monkeypatch, capsys, arguments, sentence):

@@ -119,6 +119,8 @@ def test_other_weights_pictures_or_formats_are_other_features(parts, images, tmp
         with pytest.raises(ValueError, match=word):
             FeatureStore(tmp_path, other)
     assert FeatureKind.of(tiny_parts()[0].vision_tower, processor) == kind
+    with pytest.raises(ValueError, match="There are no features in .*none'. Write them first"):
+        FeatureStore(tmp_path / "none", kind)
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_begins(parts, images, tmp_path, monkeypatch):
@@ -151,6 +153,20 @@ def test_a_full_disk_keeps_what_was_written_and_leaves_no_part(parts, images, tm
     assert len(FeatureStore(tmp_path, kind)) == 2
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
     assert len(plan_features(images, tmp_path, kind).missing) == 3
+
+
+def test_two_processes_that_write_the_same_images_do_not_take_each_others_files(parts, images, tmp_path, monkeypatch):
+    save = features.save_file
+
+    def save_while_another_writes(tensors, path, metadata):
+        save(tensors, path, metadata)
+        monkeypatch.setattr(features, "save_file", save)
+        monkeypatch.setattr(features.os, "getpid", lambda: 1)
+        written(parts, images, tmp_path)
+
+    monkeypatch.setattr(features, "save_file", save_while_another_writes)
+    kind, _ = written(parts, images, tmp_path)
+    assert len(FeatureStore(tmp_path, kind)) == 5
 
 
 def test_images_that_cannot_be_read_are_told_and_others_are_written(parts, images, tmp_path):

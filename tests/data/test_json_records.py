@@ -65,6 +65,7 @@ def test_the_content_tells_lines_from_a_list_not_the_name(tmp_path):
         (b'[{"id": 1},]', "from byte 11 on, where its record 1 begins"),
         (b"[", "from byte 1 on"),
         (b'[{"id": 1}]\n[{"id": 2}]', r"goes on with '\[' after its list"),
+        (b'[] {"id": 1}', "goes on with '{' after its list"),
         (b'[{"id": wrong' + b" " * 100 + b'}, {"id": 2}]', "its record 0 begins: Expecting value"),
         (b"[" * 100_000, "record 0 begins"),
         (b"hello", "begins with 'h'"),

@@ -119,6 +119,8 @@ def test_a_question_without_marks_is_kept_to_the_letter():
         (record("<video>?", "A cat.", image="a.png"), "1 video in its questions, but names 1 image"),
         (record("<image>?", "A cat.", image={"bytes": "..."}), "no path or list of paths"),
         (record("<image>?", "A cat.", image=["a.png", None]), "no path or list of paths"),
+        (record("<image>?", image=5), "'5' under 'image', which is no path or list of paths"),
+        (record("<image>?", image={"bytes": b"", "path": None}), "no path or list of paths"),
         (record("<image>?", "A cat.", image="a.png", images=["a.png"]), "files under 'image' and 'images'"),
         (record("What?", ""), "Turn 2 of record 'set/7' is an empty answer"),
         (record("What?", "A.", "And?", " \n"), "Turn 4 of record 'set/7' is an empty answer"),

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llava_mini.data.quarantine import Damaged, QuarantineLog, read_quarantine
+from llava_mini.data.quarantine import Damaged, QuarantineLog, read_quarantine, write_quarantine
 
 
 def damaged(*names):
@@ -71,6 +71,12 @@ def test_another_file_is_not_written_to(tmp_path):
     path.write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="Line 1 of .* is no line of a quarantine list"):
         QuarantineLog(path, max_share=1)
+
+
+def test_a_list_is_read_back_and_replaces_the_last_one(tmp_path):
+    for listed in (damaged("a", "a"), damaged("b")):
+        write_quarantine(tmp_path / "list.jsonl", listed)
+        assert read_quarantine(tmp_path / "list.jsonl") == listed
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])

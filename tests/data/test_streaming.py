@@ -4,34 +4,21 @@ import importlib.util
 import io
 import itertools
 import json
-import pickle
 import tarfile
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
-from llava_mini.data.streaming import SampleStream, StreamBatches, StreamSettings, find_shards, sample_of_streamed
-from llava_mini.data.tuning_batch import TuningCollator
-from tests.tiny_engine import picture, tiny_parts
+from llava_mini.data.streaming import SampleStream, StreamSettings, find_shards
+from tests.data.shards import numbered_shards, turns, write_parquet
+from tests.tiny_engine import picture
 
 
 def png(value=0):
     file = io.BytesIO()
     picture(value).save(file, format="PNG")
     return file.getvalue()
-
-
-def turns(question, answer="yes"):
-    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-
-
-def write_parquet(path, rows):
-    path.parent.mkdir(exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=3)
-    return str(path)
 
 
 def write_tar(path, members):
@@ -46,14 +33,7 @@ def write_tar(path, members):
 @pytest.fixture
 def shards(tmp_path):
     """Five shards of 4 to 8 records, each of which asks for its own number."""
-    numbers = itertools.count()
-    return tuple(
-        write_parquet(
-            tmp_path / f"{shard}.parquet",
-            [{"id": "same", "conversations": turns(f"number {next(numbers)}"), "extra": 1} for _ in range(4 + shard)],
-        )
-        for shard in range(5)
-    )
+    return numbered_shards(tmp_path, range(4, 9))
 
 
 def stream(shards, rank=0, world_size=1, **settings):
@@ -134,6 +114,7 @@ def test_media_of_a_parquet_row_are_bytes_structs_or_paths(tmp_path):
         "lists": [{"images": [{"bytes": image}, {"bytes": image}], "conversations": turns("<image><image>same?")}],
         "bytes": [{"image": image, "conversations": turns("<image>\nwhat?")}],
         "paths": [{"video": "clips/a.mp4", "conversations": turns("<video>\nwhat?")}],
+        "addresses": [{"image": "data:image/png;base64,AAAA", "conversations": turns("<image>\nwhat?")}],
     }
     shards = tuple(write_parquet(tmp_path / f"{name}.parquet", some) for name, some in rows.items())
     found = {sample.id: sample for sample in stream(shards, media_folder=tmp_path)}
@@ -141,6 +122,7 @@ def test_media_of_a_parquet_row_are_bytes_structs_or_paths(tmp_path):
     assert [medium.source for medium in found["s/lists.parquet/0"].media] == [image, image]
     assert found["s/bytes.parquet/0"].media[0].source == image
     assert found["s/paths.parquet/0"].media[0].source == tmp_path / "clips/a.mp4"
+    assert found["s/addresses.parquet/0"].media[0].source == "data:image/png;base64,AAAA"
 
 
 def test_members_of_a_tar_with_one_key_are_one_record(tmp_path):
@@ -273,63 +255,3 @@ def test_shards_are_found_by_patterns(shards, tmp_path):
     assert find_shards([f"{tmp_path}/*.parquet", shards[0]]) == shards
     with pytest.raises(ValueError, match="No file matches"):
         find_shards([f"{tmp_path}/*.tar"])
-
-
-def test_a_struct_that_is_neither_bytes_nor_a_path_is_refused():
-    with pytest.raises(ValueError, match="neither bytes nor a path"):
-        sample_of_streamed({"image": 5, "conversations": turns("<image>\nwhat?")}, name="x")
-
-
-def batches(shards, rank=0, world_size=1, places=None):
-    collator = TuningCollator(tiny_parts()[1])
-    return StreamBatches(stream(shards, rank, world_size), collator, batch_size=4, places=places)
-
-
-def test_a_run_that_goes_on_gets_the_micro_batches_of_an_uninterrupted_one(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_mini.data.streaming._STATES_EVERY", 3)
-    whole = batches(shards)
-    expected = [whole(index) for index in range(17)]
-    assert sorted(itertools.chain.from_iterable(batch.ids for batch in expected[:7]))[0] == "s/0.parquet/0"
-    places = tmp_path / "places.jsonl"
-    first = batches(shards, places=places)
-    for index in range(11):
-        first(index)
-    later = batches(shards, places=places)
-    loaded = []
-    monkeypatch.setattr(SampleStream, "_sample", counted(SampleStream._sample, loaded))
-    assert later(10).ids == expected[10].ids
-    assert len(loaded) == 8  # from the place before micro-batch 9
-    assert [later(index).ids for index in (11, 16, 2)] == [expected[index].ids for index in (11, 16, 2)]
-
-
-def counted(function, calls):
-    def call(*arguments):
-        calls.append(1)
-        return function(*arguments)
-
-    return call
-
-
-def test_micro_batches_of_ranks_are_disjoint_and_survive_being_sent_to_a_process(shards):
-    both = [batches(shards, rank, 2) for rank in range(2)]
-    first = [both[index % 2](index) for index in range(6)]
-    ids = list(itertools.chain.from_iterable(batch.ids for batch in first))
-    assert len(set(ids)) == len(ids) == 24
-    sent = pickle.loads(pickle.dumps(both[1]))
-    assert sent(7).ids == both[1](7).ids
-    with pytest.raises(ValueError, match="is of rank 0"):
-        both[1](2)
-
-
-def test_damaged_records_of_a_stream_are_in_their_batch(tmp_path):
-    rows = [{"conversations": turns(f"number {number}")} for number in range(3)]
-    rows.append({"conversations": turns("<image>\nwhat?")})
-    batch = batches((write_parquet(tmp_path / "a.parquet", rows),))(0)
-    assert (len(batch.ids), [one.id for one in batch.damaged]) == (3, ["s/a.parquet/3"])
-
-
-def test_a_stream_without_records_is_an_error_and_not_an_endless_search(tmp_path):
-    empty = pyarrow.Table.from_pylist([], schema=pyarrow.schema([("conversations", pyarrow.string())]))
-    pyarrow.parquet.write_table(empty, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="hold no record for rank 0"):
-        batches((str(tmp_path / "a.parquet"),))(0)

@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,14 @@ def test_a_run_sees_every_sample_once_or_says_why_not(batches):
     assert "names no image and no video" in damaged["train/malformed"]
     assert "There is no file" in damaged["train/absent"]
     assert sum(batch.num_samples for batch in made) == 13
+
+
+def test_other_samples_and_other_orders_have_other_fingerprints(batches, tmp_path):
+    (tmp_path / "train.json").write_text('[{"conversations": []}]')
+    other = replace(batches, samples=Mixture([DataFile(path=tmp_path / "train.json")]))
+    shuffled = replace(batches, order=BatchOrder(batches.samples, batch_size=4, seed=1))
+    assert len({batches.fingerprint, other.fingerprint, shuffled.fingerprint}) == 3
+    assert pickle.loads(pickle.dumps(batches)).fingerprint == batches.fingerprint
 
 
 def test_batches_are_the_same_in_other_processes_and_from_any_place_on(batches):

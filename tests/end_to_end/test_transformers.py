@@ -16,6 +16,18 @@ from tests.tiny_models import tiny_model
 
 TOKENIZER = Path(__file__).parents[1] / "parity" / "fixtures" / "tokenizers" / "llama3_tiny"
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
+SHORT_TRAINING: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 8,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""Settings of transformers' trainer and TRL's."""
 
 
 def picture(seed: int, width: int = 20, height: int = 12) -> Image.Image:
@@ -134,27 +146,23 @@ class Conversations(torch.utils.data.Dataset[Any]):
         return inputs_of(self.processor, conversations, **options)
 
 
+def train(trainer: Trainer) -> list[float]:
+    """The loss of each step."""
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
 def test_transformers_trainer_lowers_the_loss(folder: Path, processor: Any, tmp_path: Path):
     model = LlavaMiniForConditionalGeneration.from_pretrained(folder)
     data = Conversations(processor)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
-        per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
-        max_steps=8,
-        learning_rate=3e-3,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
         remove_unused_columns=False,
-        use_cpu=True,
-        disable_tqdm=True,
         gradient_checkpointing=True,
+        **SHORT_TRAINING,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=data.collate)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = train(Trainer(model=model, args=arguments, train_dataset=data, data_collator=data.collate))
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -172,18 +180,10 @@ def test_trls_sft_trainer_lowers_the_loss(folder: Path, tmp_path: Path):
     ]
     arguments = SFTConfig(
         output_dir=str(tmp_path),
-        per_device_train_batch_size=2,
-        max_steps=8,
-        learning_rate=3e-3,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=True,
         bf16=False,
-        disable_tqdm=True,
         max_length=None,  # images are never cut in two
         assistant_only_loss=True,  # what has a label is not fused, so questions must have none
+        **SHORT_TRAINING,
     )
     trainer = SFTTrainer(
         model=LlavaMiniForConditionalGeneration.from_pretrained(folder),
@@ -193,8 +193,7 @@ def test_trls_sft_trainer_lowers_the_loss(folder: Path, tmp_path: Path):
     )
     batch = trainer.data_collator([dict(row) for row in rows[:2]])
     assert torch.equal(batch["labels"] != -100, batch["answer_mask"].bool())
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = train(trainer)
     assert losses[-1] < 0.7 * losses[0]
 
 

@@ -8,12 +8,13 @@ import torch
 
 import llava_mini_cli
 from llava_mini.checkpoint.assemble import NewParts
+from llava_mini.data import stream_batches
 from llava_mini.data.features import FeatureKind, images_in, plan_features, write_features
 from llava_mini.inference.engine import Engine
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.recipes.finetune import finetune, finetune_settings, hd_parts
 from llava_mini.recipes.pretrain import StartOfPretraining, pretrain, pretrain_settings
-from llava_mini.recipes.tuning import data_files
+from llava_mini.recipes.tuning_data import find_data
 from llava_mini.training.lora import LoraSettings
 from llava_mini.training.plan import Devices
 from llava_mini.training.run_log import RunLog, read_log
@@ -21,7 +22,7 @@ from llava_mini.training.sharding import EngineSettings
 from llava_mini.training.trainer import train_phase
 from llava_mini.training.world import World
 from tests.checkpoint.folders import stored_tensors
-from tests.tuning_world import drawn_data, save_parts
+from tests.tuning_world import drawn_data, drawn_shards, save_parts
 
 SMALL = {"batch": 4, "micro_batch": 2, "steps": 3, "max_length": 1024, "max_frames": 2, "dtype": torch.float32}
 TWO_LAYERS = NewParts(prefusion_num_layers=2)
@@ -43,7 +44,7 @@ def world(tmp_path_factory):
 
 def stage_2(world, *, model="stage-1/model", new=TWO_LAYERS, **fields):
     folder, _, files = world
-    return finetune(str(folder / model), replace(finetune_settings(), files=files, **{**SMALL, **fields}), new=new)
+    return finetune(str(folder / model), replace(finetune_settings(), **{"files": files, **SMALL, **fields}), new=new)
 
 
 def losses(folder):
@@ -66,7 +67,7 @@ def test_stage_1_leaves_the_questions_out(world):
     tuning = pretrain(start, replace(pretrain_settings(), files=files, **SMALL))
     batch = tuning.task().make_batch(0)
     words = tuning.processor.tokenizer.decode(batch.inputs.input_ids[0][batch.inputs.input_ids[0] < 261])
-    question = tuning.data[0].messages[0]["content"][-1]["text"]
+    question = tuning.data.mixture[0].messages[0]["content"][-1]["text"]
     assert question
     assert question not in words
     assert "<|user|>" not in words
@@ -94,10 +95,14 @@ def test_a_finished_run_is_not_run_again(world, tmp_path):
     assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_a_run_that_was_cut_off_gets_the_losses_of_one_that_was_not(world, tmp_path):
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["files", "stream"])
+def test_a_run_that_was_cut_off_gets_the_losses_of_one_that_was_not(world, tmp_path, monkeypatch, is_streamed):
+    monkeypatch.setattr(stream_batches, "PLACES_EVERY", 1)
+    source = {"files": (), "stream": drawn_shards(tmp_path, world[2])} if is_streamed else {}
+
     def train(folder, *stops):
         for stop in stops:
-            (phase,) = stage_2(world, steps=4).run(folder).phases
+            (phase,) = stage_2(world, steps=4, **source).run(folder).phases
             settings = replace(phase.settings, checkpoint_seconds=0.0, log_every=1)
             log = RunLog(folder, terminal=(tmp_path / "terminal").open("a"))
             task = phase.build()
@@ -108,6 +113,7 @@ def test_a_run_that_was_cut_off_gets_the_losses_of_one_that_was_not(world, tmp_p
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     assert len(losses(tmp_path / "whole")) == 4
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert len(list(tmp_path.glob("parts/finetune/places/*.jsonl"))) == 2 * is_streamed  # one for each lane
 
 
 def test_going_on_from_a_saved_model_resets_no_part(world, tmp_path):
@@ -135,7 +141,7 @@ def test_hd_and_random_prefusion_train_too(world, tmp_path):
 def test_kept_features_give_the_losses_of_the_tower(world, tmp_path):
     plain = stage_2(world).task()
     kind = FeatureKind.of(plain.module.vision_tower, stage_2(world).processor)
-    images = images_in(stage_2(world).data)
+    images = images_in(stage_2(world).data.mixture)
     write_features(plain.module.vision_tower, plan_features(images, tmp_path, kind))
     kept = stage_2(world, features=tmp_path).task()
     images = next(index for index in range(6) if kept.make_batch(index).inputs.features is not None)
@@ -161,6 +167,9 @@ def test_low_rank_updates_are_saved_alone_and_merged(world, tmp_path):
     name = "language_model.model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(start[name], stored_tensors(run.model_dir)[name])
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    (run.model_dir / "generation_config.json").unlink()  # as if it had been cut off there
+    run.save(run.trained(), run.model_dir)
+    assert (run.model_dir / "generation_config.json").exists()
     with pytest.raises(ValueError, match="holds an adapter. Merge it first"):
         finetune(str(tmp_path / "adapter"))
 
@@ -183,15 +192,52 @@ def test_what_is_there_already_is_not_described_anew(world, tmp_path):
         StartOfPretraining()
 
 
+def test_stage_1_has_no_low_rank_updates(world):
+    parts = StartOfPretraining(language_model=str(world[1][0]), vision_tower=str(world[1][1]))
+    with pytest.raises(ValueError, match="train finetune has it"):
+        pretrain(parts, replace(pretrain_settings(), lora=LoraSettings()))
+
+
+def test_what_decides_nothing_may_change_when_a_run_goes_on(world, tmp_path):
+    settings = stage_2(world).run(tmp_path).settings
+    assert stage_2(world, max_damaged_share=0.5, checkpoint_minutes=1.0).run(tmp_path).settings == settings
+    assert stage_2(world, seed=1).run(tmp_path).settings != settings
+
+
 def test_files_folders_and_weights_go_together(tmp_path):
-    paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    files = data_files(paths, [tmp_path], [1.0, 0.5])
+    names = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    files, stream = find_data(names, [tmp_path], [1.0, 0.5])
+    assert stream is None
     assert [(file.media_folder, file.weight) for file in files] == [(tmp_path, 1.0), (tmp_path, 0.5)]
-    assert data_files(paths)[0].folder == tmp_path
+    assert find_data(names)[0][0].folder == tmp_path
     with pytest.raises(ValueError, match="2 data files came with 3 weights"):
-        data_files(paths, (), [1.0, 2.0, 3.0])
+        find_data(names, (), [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="There is no folder"):
-        data_files(paths, [tmp_path / "nowhere"])
+        find_data(names, [tmp_path / "nowhere"])
+
+
+def test_shards_are_one_stream_without_weights(world, tmp_path):
+    stream = drawn_shards(tmp_path, world[2])
+    assert find_data([str(tmp_path / "part-*.parquet")], seed=3) == ((), replace(stream, seed=3))
+    with pytest.raises(ValueError, match="Give files or shards, not both"):
+        find_data([*stream.shards, "a.json"])
+    with pytest.raises(ValueError, match="1 weights and 0 media folders"):
+        find_data(stream.shards, (), [1.0])
+
+
+def test_a_stream_has_steps_and_neither_files_nor_kept_features(world, tmp_path):
+    stream = drawn_shards(tmp_path, world[2])
+    with pytest.raises(ValueError, match="Give the number of steps"):
+        replace(finetune_settings(), stream=stream)
+    for other in ({"files": world[2]}, {"features": tmp_path}):
+        with pytest.raises(ValueError, match="came with files or with kept features"):
+            replace(finetune_settings(), stream=stream, steps=1, **other)
+
+
+def test_the_plan_of_a_stream_measures_its_first_samples(world, tmp_path):
+    plan = stage_2(world, files=(), stream=drawn_shards(tmp_path, world[2])).plan(Devices())
+    assert (plan.num_samples, plan.num_steps, plan.measured_on) == (None, 3, 8)
+    assert plan.tokens_per_sample == stage_2(world).plan(Devices()).tokens_per_sample
 
 
 def test_the_command_trains_both_stages(world, tmp_path, capsys):
@@ -213,6 +259,10 @@ def test_the_command_trains_both_stages(world, tmp_path, capsys):
     code, told = run(*given, "--prefusion-layers", 1, "--dtype", "float32", "--output", tmp_path / "two")
     assert (code, told.splitlines()[-1]) == (0, str(tmp_path / "two" / "model"))
     assert "language_model" in told
+    drawn_shards(tmp_path, world[2])
+    given = ("train", "finetune", tmp_path / "part-*.parquet", *small, "--model", tmp_path / "two" / "model")
+    code, told = run(*given, "--output", tmp_path / "three")
+    assert (code, told.splitlines()[-1]) == (0, str(tmp_path / "three" / "model"))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +289,11 @@ def test_a_dry_run_needs_neither_weights_nor_data_nor_devices(arguments, words, 
         (["finetune", "--model", "tiny"], "There is no data to train on"),
         (["finetune", "--model", "tiny", "--gpus", "2"], "--gpus is for --dry-run"),
         (["finetune", "--model", "tiny", "--four-bit"], "Give --lora with them"),
+        (["finetune", "--model", "tiny", "--lora-rank", "8"], "Give --lora with them"),
+        (["finetune", "--model", "tiny", "--lora-rate", "1e-4"], "Give --lora with them"),
+        (["finetune", "--model", "tiny", "--lora", "--language-model-rate", "1e-4"], "Give --lora-rate"),
+        (["finetune", "--model", "tiny", "--lora", "--lora-prefusion", "--prefusion-rate", "1e-4"], "Give --lora-rate"),
+        (["finetune", "nowhere/*.tar", "--model", "tiny"], "No file matches 'nowhere/*.tar'"),
         (["finetune", "--model", "nowhere", "--dry-run"], "There is no model 'nowhere'"),
         (["pretrain", "--dry-run"], "Give language_model"),
         (["finetune", "--model", "tiny", "--dry-run", "--micro-batch", "7"], "Choose a micro_batch that divides it"),

@@ -1,8 +1,11 @@
+import resource
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from llava_mini.training.checkpoints import (
+    fill,
     held,
     random_states,
     read_checkpoint,
@@ -41,6 +44,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(path, {"a": torch.zeros(1)}, {"step": 2})
     assert read_checkpoint(path)[1] == {"step": 1}
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, {"a": torch.ones(1)}, {"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written: .*\. The checkpoint before it is whole\. Make room"):
+            write_checkpoint(path, {"a": torch.zeros(5000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_checkpoint(path)[1] == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+@pytest.mark.parametrize("stored", [{"b": torch.ones(2)}, {"a": torch.ones(1)}, {}])
+def test_tensors_of_other_names_or_shapes_are_refused(tmp_path, stored):
+    with pytest.raises(ValueError, match="holds other tensors than this stage has, for example a "):
+        fill(tmp_path / "checkpoint.safetensors", stored, {"a": torch.zeros(2)})
 
 
 def test_another_safetensors_file_is_refused(tmp_path):

@@ -28,6 +28,13 @@ def test_each_phase_has_a_panel(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]
 
 
+def test_what_is_no_loss_is_not_drawn_as_one(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw_curves(LINES, tmp_path / "one.png")
+    draw_curves([{**line, "rate_share": 0.5, "seconds": 3.0, "damaged": 2} for line in LINES], tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
 def test_no_lines_draw_nothing(tmp_path):
     pytest.importorskip("matplotlib")
     draw_curves([], tmp_path / "none.png")

@@ -67,3 +67,10 @@ def test_fused_attention_gives_the_same_losses_and_reaches_every_part():
     torch.testing.assert_close(model(**inputs).loss, before)
     layer = model.language_model.model.layers[0].self_attn
     assert {layer.config._attn_implementation, model.vision_tower.config._attn_implementation} == {"sdpa"}
+
+
+def test_a_fused_kernel_that_was_chosen_stays():
+    model = tiny_model()
+    model.language_model.config._attn_implementation = "flash_attention_2"
+    fuse_attention(model)
+    assert model.language_model.config._attn_implementation == "flash_attention_2"

@@ -118,6 +118,34 @@ def test_another_number_of_micro_batches_in_a_step_is_refused(tmp_path):
         train(World(), tmp_path / "run")
 
 
+def dropping_out(world, folder, stop_after=-1):
+    return train(world, folder, FSDP, {"model": {"text": {"attention_dropout": 0.3}}}, stop_after=stop_after)
+
+
+def test_what_drops_out_goes_on_in_each_of_two_processes(tmp_path, alone):
+    whole = trained(run_ranks(2, dropping_out, tmp_path, tmp_path / "whole"))
+    assert whole[0][0] != pytest.approx(alone[0][0][0], rel=1e-3)
+    trained(run_ranks(2, dropping_out, tmp_path, tmp_path / "run", 4))
+    equals(trained(run_ranks(2, dropping_out, tmp_path, tmp_path / "run")), whole)
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    train(World(), tmp_path / "run", None, {"fingerprint": "one"}, stop_after=4)
+    with pytest.raises(ValueError, match=r"step-00000003 holds \{'data': 'one'\} but this run has \{'data': 'two'\}"):
+        train(World(), tmp_path / "run", None, {"fingerprint": "two"})
+    train(World(), tmp_path / "run", None, {"fingerprint": "one"})
+
+
+def with_data_of_its_own(world, folder):
+    return train(world, folder, FSDP, {"fingerprint": str(world.rank)})
+
+
+def test_processes_that_read_different_data_are_refused(tmp_path):
+    ends = run_ranks(2, with_data_of_its_own, tmp_path, tmp_path / "run")
+    assert [end.error for end in ends] == ["ValueError", "ValueError"]
+    assert ends[0].text.startswith("Rank 1 reads other data than rank 0")
+
+
 def with_fault(world, folder, engine, number, fault):
     return train(world, folder, engine, {"faults": ((number, fault),)})
 
@@ -227,6 +255,16 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
         train(World(), tmp_path / "run")
 
 
+def test_a_checkpoint_that_lacks_a_part_of_a_tensor_is_refused(tmp_path):
+    trained(run_ranks(2, begun, tmp_path, tmp_path / "run", FSDP))
+    [shard] = newest_folder(tmp_path / "run" / "stage-2").glob("shard-00001-*.safetensors")
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"step-00000003 is incomplete: of .* some parts are missing\. Remove that"):
+        train(World(), tmp_path / "run", accumulate=2)
+    with pytest.raises(ValueError, match="step-00000003 is incomplete"):
+        load_weights(fresh_model(), tmp_path / "run" / "stage-2")
+
+
 def test_unfinished_checkpoints_of_a_kill_are_removed_and_never_read(tmp_path):
     train(World(), tmp_path / "run", stop_after=4)
     left = tmp_path / "run" / "stage-2" / ".step-00000004.draft"
@@ -251,6 +289,15 @@ def test_damaged_samples_are_listed_counted_and_above_a_share_they_stop_all(tmp_
 
 def with_faults(world, folder, engine, numbers):
     return train(world, folder, engine, {"faults": tuple((number, "damaged") for number in numbers)})
+
+
+def test_a_list_of_damaged_samples_that_is_none_ends_all(tmp_path):
+    phase = tmp_path / "run" / "stage-2"
+    phase.mkdir(parents=True)
+    (phase / "quarantine.jsonl").write_text("something else\n")
+    ends = run_ranks(2, train, tmp_path, tmp_path / "run", FSDP)
+    assert [end.error for end in ends] == ["ValueError", "ValueError"]
+    assert "is no line of a quarantine list" in ends[1].text
 
 
 def unshared(world, folder):

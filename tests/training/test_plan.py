@@ -35,21 +35,23 @@ def test_parameters_are_those_of_the_configuration():
     assert trained["reducer"] == parameters(config).reducer - config.tokens_per_frame * 1024  # the codes
 
 
-def test_states_take_as_many_bytes_as_planned():
-    model = tiny_model().to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_states_take_as_many_bytes_as_planned(dtype):
+    model = tiny_model().to(dtype)
     stage = tuning_stage("a stage", [name for name, _ in model.named_parameters()], STAGE_2)
     optimizer = MasterAdamW(apply_stage(model.named_parameters(), stage), OptimizerSettings())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    gradients = 2 * sum(parameter.numel() for parameter in trained)
-    in_update = 4 * sum(parameter.numel() for parameter in trained)
+    gradients = dtype.itemsize * sum(parameter.numel() for parameter in trained)
+    in_update = 4 * sum(parameter.numel() for parameter in trained if dtype != torch.float32)
     optimizer.step(1.0)
-    states = sum(value.numel() * value.element_size() for value in optimizer.state().values() if value.ndim)
-    weights = 2 * sum(parameter.numel() for parameter in trained)
-    memory = plan(tiny_config()).memory
+    kept = (*optimizer.masters, *optimizer.moments().values())
+    states = sum(value.numel() * value.element_size() for value in kept)
+    weights = sum(parameter.numel() * dtype.itemsize for parameter in trained if dtype != torch.float32)
+    memory = plan(tiny_config(), dtype=dtype).memory
     assert memory.trained == weights + gradients + in_update + states
-    assert memory.frozen == 2 * sum(one.numel() for one in model.parameters() if not one.requires_grad)
+    assert memory.frozen == dtype.itemsize * sum(one.numel() for one in model.parameters() if not one.requires_grad)
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,19 @@ def test_an_error_in_a_process_comes_at_the_step_that_causes_it_and_others_go_on
 
 
 def test_a_process_that_dies_is_told():
-    with Prefetch(die, workers=1) as batches, pytest.raises(ChildProcessError, match="memory full"):
-        batches(1)
+    with Prefetch(die, workers=1) as batches, pytest.raises(ChildProcessError, match="memory full") as told:
+        batches(3)
+    assert "died with exit code 3." in str(told.value)
+
+
+def test_as_many_as_asked_for_are_made_ahead():
+    made = []
+    with Prefetch(made.append, ahead=3) as batches:
+        batches(0)
+        until = time.monotonic() + 10
+        while len(made) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert made == [0, 1, 2, 3]
 
 
 def test_nothing_is_made_past_the_end():

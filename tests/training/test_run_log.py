@@ -18,6 +18,14 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     assert [line["step"] for line in read_log(log.path)] == [1]
 
 
+def test_a_line_after_one_that_was_cut_off_is_whole(tmp_path):
+    RunLog(tmp_path).path.write_text('{"step": 1}\n{"step": 2, "lo')
+    log = RunLog(tmp_path)
+    log.write(step=2)
+    log.write(step=3)
+    assert [line["step"] for line in read_log(log.path)] == [1, 2, 3]
+
+
 def test_steps_that_were_run_again_count_once(tmp_path):
     log = RunLog(tmp_path)
     for step, loss in ((10, 3.0), (20, 2.0), (10, 3.0), (20, 2.5), (30, 1.0)):

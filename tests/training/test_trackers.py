@@ -53,7 +53,7 @@ def test_a_log_tells_tensorboard_what_it_writes(tmp_path, monkeypatch):
     assert tracker._writer.is_closed
 
 
-def test_a_run_that_goes_on_is_the_same_run_of_wandb(tmp_path, monkeypatch):
+def test_a_run_that_goes_on_is_the_same_run_of_wandb_and_one_elsewhere_is_another(tmp_path, monkeypatch):
     made = []
 
     def init(**named):
@@ -61,11 +61,14 @@ def test_a_run_that_goes_on_is_the_same_run_of_wandb(tmp_path, monkeypatch):
         return made[-1]
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    for _ in range(2):
-        tracker = open_tracker("wandb", tmp_path)
+    folders = [tmp_path / "a" / "finetune", tmp_path / "b" / "finetune"]
+    for folder in (folders[0], *folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker = open_tracker("wandb", folder)
         tracker.write({"phase": "stage-2", "step": 3, "loss": 2.0})
         tracker.close()
-    assert made[0].named["id"] == made[1].named["id"] == tmp_path.name
+    assert made[0].named["id"] == made[1].named["id"] != made[2].named["id"]
+    assert {one.named["name"] for one in made} == {"finetune"}
     assert made[0].lines == [{"stage-2/loss": 2.0, "stage-2/step": 3}]
     assert made[0].is_closed
 

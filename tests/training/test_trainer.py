@@ -1,5 +1,6 @@
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -104,6 +105,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     with pytest.raises(ValueError, match="loss of phase 'line' is nan at step 7"):
         train_phase(Line(poisoned_step=7), settings(), tmp_path, quiet(tmp_path, tmp_path))
     assert read_checkpoint(tmp_path / "checkpoint.safetensors")[1]["step"] == 7
+
+
+@pytest.mark.parametrize("wrong", [lambda total: total * 0, lambda total: total + torch.nan], ids=["zero", "nan"])
+def test_a_loss_that_cannot_be_changes_no_weight(tmp_path, wrong):
+    class Wrong(Line):
+        def losses(self, x):
+            found = super().losses(x)
+            return replace(found, total=wrong(found.total)) if torch.equal(x, self.make_batch(7)) else found
+
+    task, before = Wrong(), Line()
+    with pytest.raises(ValueError, match="at step 7"):
+        train_phase(task, settings(), tmp_path, quiet(tmp_path, tmp_path))
+    load_weights(before.module, tmp_path)
+    assert torch.equal(weights(task), weights(before))
+
+
+def test_the_checkpoint_of_another_stage_is_refused(tmp_path):
+    train_phase(Line(), settings(), tmp_path, quiet(tmp_path, tmp_path))
+    half = Stage(name="half", rules=(Rule(part="0", rate=0.0), Rule(part="2", rate=1e-2)))
+    with pytest.raises(ValueError, match=r"other tensors than this stage has, for example optimizer\.exp_avg\.0\.bias"):
+        train_phase(Line(), settings(stage=half), tmp_path, quiet(tmp_path, tmp_path))
 
 
 def test_the_checkpoint_of_another_phase_is_refused(tmp_path):

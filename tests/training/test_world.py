@@ -1,6 +1,10 @@
-import pytest
+import os
 
-from llava_mini.training.world import World
+import pytest
+from torch.distributed import HashStore
+
+from llava_mini.training import world as world_module
+from llava_mini.training.world import Board, World
 from tests.training.ranks import run_ranks
 
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -10,7 +14,6 @@ def test_without_torchrun_a_process_trains_alone():
     world = World.from_environment({})
     assert (world.rank, world.size, world.is_first) == (0, 1, True)
     assert world.gather("a") == ["a"]
-    assert world.sum({"a": 2.0}) == {"a": 2.0}
     assert world.each(lambda: 3) == [3]
     assert world.first(lambda: 4) == 4
 
@@ -23,7 +26,6 @@ def test_half_an_environment_of_torchrun_is_refused():
 
 def told(world):
     assert world.gather(world.rank) == [0, 1]
-    assert world.sum({"all": 1.5, str(world.rank): 1.0}) == {"all": 3.0, "0": 1.0, "1": 1.0}
     assert world.each(lambda: 2 * world.rank) == [0, 2]
     assert world.first(lambda: world.rank) == 0
     errors = []
@@ -57,3 +59,25 @@ def test_an_error_that_all_know_is_shown_once(tmp_path):
     ends = run_ranks(2, agreed, tmp_path, once=True)
     assert [(end.error, end.text) for end in ends] == [("SystemExit", "2")] * 2
     assert [end.terminal for end in ends] == ["llava-mini: IndexError: list index out of range\n", ""]
+
+
+def unnoticed(world):
+    world_module.ANSWER_SECONDS = 0.5
+    with world.guarded():
+        if world.rank == 1:
+            raise ValueError("wrong")
+        world.gather(None)  # until the other one has ended
+
+
+def test_an_error_that_the_first_process_does_not_notice_is_told_by_another(tmp_path):
+    ends = run_ranks(2, unnoticed, tmp_path, once=True)
+    assert [(end.error, end.text) for end in ends] == [("SystemExit", "2")] * 2
+    assert [end.terminal for end in ends] == ["", "llava-mini: wrong\n"]
+
+
+def test_processes_that_lost_one_another_and_all_live_say_so(monkeypatch):
+    monkeypatch.setattr(world_module, "ANSWER_SECONDS", 0.1)
+    store = HashStore()
+    store.set("process/1", f"{Board(store, 0, 1).host} {os.getpid()}")
+    cause = Board(store, 0, 2).find_cause("RuntimeError: Timed out")
+    assert cause.startswith("The processes lost one another, though none has ended (RuntimeError: Timed out). Was one")

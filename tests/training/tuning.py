@@ -47,6 +47,7 @@ class Draw:
     """By number of the micro-batch."""
     tokens: int = 1
     """Of a frame."""
+    fingerprint: str = ""
 
     def __call__(self, index):
         prompts = [self.prompt(number, row) for number in self.numbers(index) for row in range(2)]

@@ -255,7 +255,10 @@ def _tower_name(vision_tower: str | None, backbone: Backbone | None) -> str:
 
 def _tower_sizes(name: str) -> dict[str, Any]:
     """Configuration dictionary of a tower, which is not fetched if its sizes are known."""
-    return tower_sizes(name, None) if name in KNOWN_VISION_TOWERS else tower_sizes(str(locate(name)), locate(name))
+    if name in KNOWN_VISION_TOWERS:
+        return tower_sizes(name, None)
+    folder = locate(name)
+    return tower_sizes(str(folder), folder)
 
 
 def _text_config(folder: Path) -> PreTrainedConfig:

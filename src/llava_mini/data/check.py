@@ -4,14 +4,14 @@ Each record goes the way that training takes it, through the same collator, in a
 What training would leave out is found here, with the reason, hours earlier.
 """
 
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal, cast
+from typing import ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,8 @@ from llava_mini.data.mixture import Mixture
 from llava_mini.data.published import published_set
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import KINDS, Kind, Sample
-from llava_mini.data.tuning_batch import IGNORED, MAX_FRAMES, TuningCollator
+from llava_mini.data.streaming import StreamSettings
+from llava_mini.data.tuning_batch import IGNORED, MAX_FRAMES, MAX_LENGTH, TuningCollator
 from llava_mini.flow import ModelInputs
 from llava_mini.model.splice import fusible
 from llava_mini.processor.processor import LlavaMiniProcessor
@@ -38,19 +39,101 @@ FAULTS: dict[Fault, str] = {
     "crash": "crashes",
 }
 
-_WORTH_A_POOL = 4000
-"""Fewest records for which starting further processes saves time: it takes 2.6 s on one core of an EPYC, checking a
-picture of 96 pixels 1.4 ms."""
 _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
+class Source(Protocol):
+    """What is checked, in pieces that a process reads one at a time. Can be pickled."""
+
+    fewest_for_processes: ClassVar[int]
+    """How many pieces there have to be for further processes to save time."""
+
+    def __len__(self) -> int:
+        """How many pieces there are."""
+        ...
+
+    def read(self, piece: int) -> Iterator[Sample | Damaged]:
+        """Yield the samples of a piece."""
+        ...
+
+    def id_of(self, piece: int) -> str:
+        """Return the name of a piece."""
+        ...
+
+    def kind_of(self, piece: int) -> Kind | None:
+        """Return what a piece shows if that is known without reading its media."""
+        ...
+
+    def folder_of(self, piece: int) -> Path | None:
+        """Return where the paths of its media start."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
+class Records:
+    """The records of some files, each a piece."""
+
+    mixture: Mixture
+    fewest_for_processes: ClassVar[int] = 4000
+    """Starting a process takes 2.6 s on one core of an EPYC, checking a picture of 96 pixels 1.4 ms."""
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def read(self, piece: int) -> Iterator[Sample | Damaged]:
+        """Yield the one sample."""
+        yield self.mixture.sample(piece)
+
+    def id_of(self, piece: int) -> str:
+        """Return the id of the sample."""
+        return self.mixture.id_of(piece)
+
+    def kind_of(self, piece: int) -> Kind:
+        """Return what the record shows."""
+        return KINDS[self.mixture.kinds[piece]]
+
+    def folder_of(self, piece: int) -> Path:
+        """Return the folder of its file."""
+        return self.mixture.file_of(piece).folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """The shards of a stream, each a piece. One that crashes its reader is damaged as a whole."""
+
+    stream: StreamSettings
+    fewest_for_processes: ClassVar[int] = 2
+    """A shard has thousands of records."""
+
+    def __len__(self) -> int:
+        return len(self.stream.shards)
+
+    def read(self, piece: int) -> Iterator[Sample | Damaged]:
+        """Yield the samples of a shard in the order in which they lie there."""
+        return self.stream.read(self.stream.shards[piece])
+
+    def id_of(self, piece: int) -> str:
+        """Return the name of the shard."""
+        return self.stream.shards[piece]
+
+    def kind_of(self, piece: int) -> None:
+        """Nobody knows what is in a shard."""
+
+    def folder_of(self, piece: int) -> Path | None:
+        """Return the folder of the stream."""
+        return self.stream.media_folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
     """What one record is."""
 
-    number: int
-    """In the mixture."""
-    kind: Kind
+    piece: int
+    """Of the source."""
+    place: int = 0
+    """In the piece."""
+    kind: Kind | None
+    """None: it is damaged so much that nobody knows."""
     tokens: int = 0
     """Of the prompt, those of frames included; 0 if it is damaged."""
     vision: int = 0
@@ -70,9 +153,11 @@ class CheckReport:
     """What all records are."""
 
     records: tuple[Checked, ...]
-    """In the order of the mixture."""
+    """In the order of the source."""
     differences: tuple[str, ...] = ()
     """What is not as it was published."""
+    published: str = ""
+    """What they are differences from."""
 
     @property
     def kinds(self) -> dict[Kind, int]:
@@ -108,6 +193,8 @@ class CheckReport:
                 first = [str(record.damaged) for record in self.records if record.fault == fault][:_EXAMPLES]
                 lines += [f"    {line}" for line in first]
         lines += [f"not as published: {difference}" for difference in self.differences]
+        if self.differences:
+            lines.append(f"published: {self.published}")
         return "\n".join(lines)
 
 
@@ -116,26 +203,26 @@ _EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordCheck:
-    """Checks records by number. Can be pickled."""
+class PieceCheck:
+    """Checks pieces by number. Can be pickled."""
 
-    mixture: Mixture
+    source: Source
     collator: TuningCollator
 
-    def __call__(self, number: int) -> Checked:
-        """Read a record and its media as training does."""
-        kind = KINDS[self.mixture.kinds[number]]
+    def __call__(self, piece: int) -> list[Checked]:
+        """Read the records of a piece and their media as training does."""
+        return [self._checked(piece, place, item) for place, item in enumerate(self.source.read(piece))]
+
+    def _checked(self, piece: int, place: int, item: Sample | Damaged) -> Checked:
+        if isinstance(item, Damaged):
+            kind = self.source.kind_of(piece)
+            return Checked(piece=piece, place=place, kind=kind, fault="media" if item.media else "record", damaged=item)
+        found = Checked(piece=piece, place=place, kind=item.kind, folder=self._folder(piece, item))
         try:
-            sample = self.mixture[number]
-        except ValueError as error:
-            damaged = Damaged(id=self.mixture.id_of(number), media="", reason=str(error))
-            return Checked(number=number, kind=kind, fault="record", damaged=damaged)
-        found = Checked(number=number, kind=sample.kind, folder=self._folder(number, sample))
-        try:
-            batch = self.collator([sample])
+            batch = self.collator([item])
         except Exception as error:  # training would end here, so a check must name it and go on
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
-            return replace(found, fault="crash", damaged=Damaged(id=sample.id, media="", reason=reason))
+            return replace(found, fault="crash", damaged=Damaged(id=item.id, media="", reason=reason))
         if batch.damaged:
             fault = "media" if batch.damaged[0].media else "prompt"
             return replace(found, fault=fault, damaged=batch.damaged[0])
@@ -151,18 +238,17 @@ class RecordCheck:
             is_cut=bool(batch.cut),
         )
 
-    def _folder(self, number: int, sample: Sample) -> str:
-        source = int(np.searchsorted(self.mixture.first, number, side="right")) - 1
-        if not sample.media or not isinstance(path := sample.media[0].source, Path):
+    def _folder(self, piece: int, sample: Sample) -> str:
+        folder = self.source.folder_of(piece)
+        if folder is None or not sample.media or not isinstance(path := sample.media[0].source, Path):
             return ""
-        folder = self.mixture.files[source].folder
         parts = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
         return parts[0] if len(parts) > 1 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings:
-    """What is checked, and how."""
+    """What is checked, and how. What training has too has the defaults of training."""
 
     num_frames: int | None = None
     """Frames of each video, evenly spread."""
@@ -170,10 +256,10 @@ class CheckSettings:
     """Frames of a video per second. None, and no ``num_frames``: one."""
     max_frames: int = MAX_FRAMES
     """Most frames of a video."""
-    max_length: int | None = None
-    """Most tokens of a prompt. None: the model's context."""
+    max_length: int = MAX_LENGTH
+    """Most tokens of a prompt, and never more than the model's context."""
     captions: bool = False
-    """Whether questions are left out."""
+    """Whether questions are left out. The processor has the template ``plain`` then."""
     published: str | None = None
     """The published set that this should be, a name in ``PUBLISHED_SETS``. None: whatever it is."""
     examples: int = 3
@@ -195,23 +281,23 @@ class DataCheck:
     """Reads every record and all its media once."""
 
     def __init__(
-        self, mixture: Mixture, processor: LlavaMiniProcessor, config: LlavaMiniConfig, settings: CheckSettings
+        self, source: Source, processor: LlavaMiniProcessor, config: LlavaMiniConfig, settings: CheckSettings
     ) -> None:
         """Prepare a check.
 
         Args:
-            mixture: The records.
-            processor: The model's.
+            source: The records.
+            processor: What training would use.
             config: The model's.
             settings: What is asked for.
         """
-        self.mixture, self.config, self.settings = mixture, config, settings
+        self.source, self.config, self.settings = source, config, settings
         self.collator = TuningCollator(
             processor,
             num_frames=settings.num_frames,
             fps=settings.fps,
             max_frames=settings.max_frames,
-            max_length=settings.max_length or config.text.max_position_embeddings,
+            max_length=min(settings.max_length, config.text.max_position_embeddings),
             captions=settings.captions,
         )
 
@@ -227,31 +313,34 @@ class DataCheck:
         processes = self.settings.processes
         if processes is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            processes = cores if len(self.mixture) >= _WORTH_A_POOL else 1
-        check = RecordCheck(mixture=self.mixture, collator=self.collator)
-        found: dict[int, Checked] = {}
-        with closing(results(check, len(self.mixture), processes=processes)) as reading:
-            for number, result in reading:
-                found[number] = _crashed(self.mixture, number, result) if isinstance(result, Died) else result
-                progress(1)
-        report = CheckReport(records=tuple(found[number] for number in range(len(self.mixture))))
+            processes = cores if len(self.source) >= self.source.fewest_for_processes else 1
+        check = PieceCheck(source=self.source, collator=self.collator)
+        found: dict[int, list[Checked]] = {}
+        with closing(results(check, len(self.source), processes=processes)) as reading:
+            for piece, result in reading:
+                found[piece] = [self._crashed(piece, result)] if isinstance(result, Died) else result
+                progress(len(found[piece]))
+        report = CheckReport(records=tuple(one for piece in range(len(self.source)) for one in found[piece]))
         if self.settings.published is None:
             return report
         folders = Counter(record.folder for record in report.records if record.folder)
         published = published_set(self.settings.published)
-        return replace(report, differences=tuple(published.differences(report.kinds, folders)))
+        differences = published.differences(report.kinds, folders)
+        return replace(report, differences=tuple(differences), published=str(published))
 
     def examples(self, report: CheckReport) -> list[str]:
         """Return some sound samples, the first of each kind among them, with what happens to their words."""
-        sound = [record for record in report.records if record.damaged is None]
-        firsts = {record.kind: record.number for record in reversed(sound)}
+        sound = [number for number, record in enumerate(report.records) if record.damaged is None]
+        firsts = {report.records[number].kind: number for number in reversed(sound)}
         chosen = [firsts[kind] for kind in KINDS if kind in firsts][: self.settings.examples]
-        rest = [record.number for record in sound if record.number not in chosen]
+        rest = [number for number in sound if number not in chosen]
         wanted = min(self.settings.examples - len(chosen), len(rest))
         chosen += [rest[len(rest) * place // wanted] for place in range(wanted)]
-        return [self._shown(self.mixture[number]) for number in sorted(chosen)]
+        return [self._shown(report.records[number]) for number in sorted(chosen)]
 
-    def _shown(self, sample: Sample) -> str:
+    def _shown(self, record: Checked) -> str:
+        sample = next(islice(self.source.read(record.piece), record.place, None))
+        assert isinstance(sample, Sample)
         lines = [f"{sample.id} ({sample.kind}: {', '.join(map(str, sample.media)) or 'no media'})"]
         inputs = self.collator([sample]).inputs
         assert inputs is not None
@@ -260,22 +349,11 @@ class DataCheck:
                 lines.append(f"  {mark if number == 0 else '':<8}| {line}")
         return "\n".join(lines)
 
-
-def _crashed(mixture: Mixture, number: int, died: Died) -> Checked:
-    how = f"signal {-died.code}" if died.code < 0 else f"exit code {died.code}"
-    reason = f"The process that read it died ({how}). Is one of its files damaged, or memory short?"
-    damaged = Damaged(id=mixture.id_of(number), media="", reason=reason)
-    return Checked(number=number, kind=KINDS[mixture.kinds[number]], fault="crash", damaged=damaged)
-
-
-def write_quarantine(path: Path, damaged: Sequence[Damaged]) -> None:
-    """Write what was left out as JSON lines, as a ``QuarantineLog`` does; the file appears when it is complete.
-
-    A list of an earlier check is replaced: what was mended since is not on it.
-    """
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in damaged), encoding="utf-8")
-    draft.replace(path)
+    def _crashed(self, piece: int, died: Died) -> Checked:
+        how = f"signal {-died.code}" if died.code < 0 else f"exit code {died.code}"
+        reason = f"The process that read it died ({how}). Is one of its files damaged, or memory short?"
+        damaged = Damaged(id=self.source.id_of(piece), media="", reason=reason)
+        return Checked(piece=piece, kind=self.source.kind_of(piece), fault="crash", damaged=damaged)
 
 
 Mark = Literal["plain", "fused", "vision", "learned"]

@@ -111,9 +111,6 @@ class _Worker(Generic[Result]):
         )
         self.number: int | None = None
         self.answers = cast(IO[bytes], self.process.stdout)
-        with suppress(OSError):  # told by wait_until_ready
-            cast(IO[bytes], self.process.stdin).write(program)
-            cast(IO[bytes], self.process.stdin).flush()
 
     def replaced(self) -> "_Worker[Result]":
         """Return a new process for one that has died."""
@@ -121,6 +118,11 @@ class _Worker(Generic[Result]):
         return _Worker(self._program)
 
     def wait_until_ready(self) -> None:
+        """Say what is to be called, and wait until it can be. All start before this is asked of the first."""
+        with suppress(OSError):  # it has died: told below
+            stdin = cast(IO[bytes], self.process.stdin)
+            stdin.write(self._program)
+            stdin.flush()
         try:
             pickle.load(self.answers)
         except EOFError:

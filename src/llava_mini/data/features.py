@@ -30,7 +30,7 @@ from transformers import CLIPVisionModel
 
 from llava_mini.data.mixture import Mixture
 from llava_mini.data.quarantine import Damaged
-from llava_mini.data.samples import MediaFile
+from llava_mini.data.samples import MediaFile, Sample
 from llava_mini.model.vision import encode_views
 from llava_mini.processor.image import ImageMode, ViewSettings, existing_file, make_views, to_rgb
 from llava_mini.processor.processor import LlavaMiniProcessor
@@ -135,11 +135,11 @@ class FeatureStore:
             kind: Of the features that are wanted.
 
         Raises:
-            ValueError: A file is damaged, or there are features in the folder, but of other kinds only.
+            ValueError: A file is damaged, or there are no features of this kind in the folder.
         """
         self.folder, self.kind = folder / kind.fingerprint, kind
         if not self.folder.is_dir():
-            _refuse_other_kinds(folder, kind)
+            raise ValueError(_lacking(folder, kind))
         self._files = sorted(self.folder.glob("*.safetensors"))
         names, places = [], []
         for number, path in enumerate(self._files):
@@ -201,21 +201,18 @@ def _whole(path: Path) -> Any:
         ) from error
 
 
-def _refuse_other_kinds(folder: Path, kind: FeatureKind) -> None:
-    """Say how the features that are there differ from those that are wanted.
-
-    Raises:
-        ValueError: There are some.
-    """
+def _lacking(folder: Path, kind: FeatureKind) -> str:
+    """Say what a folder holds in place of the features that are wanted."""
     others = [json.loads(path.read_text(encoding="utf-8"))["kind"] for path in sorted(folder.glob("*/about.json"))]
-    if others:
-        wanted = json.loads(json.dumps(asdict(kind)))
-        differ = [name for name, value in wanted.items() if others[0].get(name) != value]
-        told = "; ".join(f"{name} {others[0].get(name)} instead of {wanted[name]}" for name in differ)
-        raise ValueError(
-            f"The features in {str(folder)!r} are of another tower or preprocessing: {told}. Write those of this "
-            "model; the others can stay in the folder."
-        )
+    if not others:
+        return f"There are no features in {str(folder)!r}. Write them first, with llava-mini data features."
+    wanted = json.loads(json.dumps(asdict(kind)))
+    differ = [name for name, value in wanted.items() if others[0].get(name) != value]
+    told = "; ".join(f"{name} {others[0].get(name)} instead of {wanted[name]}" for name in differ)
+    return (
+        f"The features in {str(folder)!r} are of another tower or preprocessing: {told}. Write those of this model; "
+        "the others can stay in the folder."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,9 +396,9 @@ def _decoded(plan: FeaturePlan, size: int) -> Iterator[list[tuple[str, Tensor | 
 
 
 def _write_file(home: Path, tensors: dict[str, Tensor], kind: FeatureKind) -> None:
-    """Write a file, whole or not at all. Its name follows from its images, so processes never write the same one."""
+    """Write a file, whole or not at all. Its name follows from its images: processes with equal ones write it alike."""
     name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
-    draft = home / f".{name}.part"
+    draft = home / f".{name}.{os.getpid()}.part"
     try:
         save_file({key: tensor.clone() for key, tensor in tensors.items()}, draft, metadata={"kind": kind.fingerprint})
         with draft.open("rb+") as file:
@@ -417,7 +414,7 @@ def _write_file(home: Path, tensors: dict[str, Tensor], kind: FeatureKind) -> No
 def _write_about(home: Path, kind: FeatureKind, tower: CLIPVisionModel) -> None:
     """Say what the folder holds, for people and for the refusal of other kinds."""
     facts = {"version": _VERSION, "kind": asdict(kind), "device": tower.device.type, "torch": torch.__version__}
-    draft = home / ".about.json.part"
+    draft = home / f".about.json.{os.getpid()}.part"
     draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     draft.replace(home / "about.json")
 
@@ -425,9 +422,6 @@ def _write_about(home: Path, kind: FeatureKind, tower: CLIPVisionModel) -> None:
 def images_in(mixture: Mixture) -> Iterator[MediaFile]:
     """The images of samples without videos. Malformed records are left out, as in training."""
     for number in range(len(mixture)):
-        try:
-            sample = mixture[number]
-        except ValueError:
-            continue
-        if sample.kind in ("image", "multi-image"):
+        sample = mixture.sample(number)
+        if isinstance(sample, Sample) and sample.kind in ("image", "multi-image"):
             yield from sample.media

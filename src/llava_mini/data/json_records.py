@@ -109,6 +109,7 @@ def _scan_list(file: io.BufferedReader, path: Path) -> Iterator[Found]:
     while True:
         character = window.skip_space()
         if character == "]" and number == 0:
+            window.at += 1
             break
         while True:
             try:
@@ -136,8 +137,7 @@ def _scan_list(file: io.BufferedReader, path: Path) -> Iterator[Found]:
         window.at += 1
         if character == "]":
             break
-    rest = window.skip_space() if number else ""
-    if rest:
+    if rest := window.skip_space():
         raise ValueError(f"{str(path)!r} goes on with {rest!r} after its list. Give one list, or one record per line.")
 
 

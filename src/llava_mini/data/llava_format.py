@@ -1,9 +1,10 @@
 r"""Records in the format of LLaVA become samples.
 
 A record is an object with ``id``, perhaps ``image``, ``images`` or ``video`` (a path, a list of paths, or null), and
-``conversations``, a list of turns ``{"from": "human", "value": "<image>\nWhat is it?"}``. In turns of a human each
-mark ``<image>`` or ``<video>`` is the place of a file. A record without images may call its videos ``<image>``, as some
-published files do. In answers and system texts a mark is no mark but what somebody wrote.
+``conversations``, a list of turns ``{"from": "human", "value": "<image>\nWhat is it?"}``. In shards media may also be
+bytes, or structs of bytes and path. In turns of a human each mark ``<image>`` or ``<video>`` is the place of a file. A
+record without images may call its videos ``<image>``, as some published files do. In answers and system texts a mark is
+no mark but what somebody wrote.
 
 Two habits of the released code are kept, so that its files teach what they did (spec of the released code, 2.3): what
 an assistant says before the first question is left out, and where a turn has all its media side by side they come
@@ -23,20 +24,23 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 BYTES_OF_AN_IMAGE = 2304
 """What an image adds to the length of a record: its 576 patches in pre-fusion, as words of 4 bytes a token."""
 
-_MEDIA_KEYS: dict[Literal["image", "video"], tuple[str, ...]] = {
+MEDIA_KEYS: dict[Literal["image", "video"], tuple[str, str]] = {
     "image": ("image", "images"),
     "video": ("video", "videos"),
 }
+"""Where the media of each kind are, one or several."""
+
+_NO_MEDIA = (None, "", [], {"bytes": None, "path": None})
 _MARKS = re.compile(r"<(image|video)>")
 
 
-def sample_from_record(record: Any, *, name: str, media_folder: Path) -> Sample:
+def sample_from_record(record: Any, *, name: str, media_folder: Path | None) -> Sample:
     """Return what a record teaches.
 
     Args:
-        record: As read from JSON; keys that are not named above are left alone.
+        record: As read from JSON or a shard; keys that are not named above are left alone.
         name: What the sample is called, in messages too.
-        media_folder: Where its paths start.
+        media_folder: Where its paths start. None: paths are refused.
 
     Raises:
         ValueError: The record is malformed, marks and files do not agree, or nothing is taught.
@@ -44,9 +48,9 @@ def sample_from_record(record: Any, *, name: str, media_folder: Path) -> Sample:
     if not isinstance(record, Mapping):
         raise ValueError(f"Record {name!r} is a JSON {type(record).__name__}, not an object.")
     media = [
-        MediaFile(kind=kind, source=_source(path, media_folder))
-        for kind in _MEDIA_KEYS
-        for path in _paths(record, kind, name)
+        MediaFile(kind=kind, source=source)
+        for kind in MEDIA_KEYS
+        for source in _sources(record, kind, name, media_folder)
     ]
     turns = _turns(record.get("conversations"), name)
     found = [mark for role, text in turns if role == "user" for mark in _MARKS.findall(text)]
@@ -64,7 +68,7 @@ def sample_from_record(record: Any, *, name: str, media_folder: Path) -> Sample:
         {"role": role, "content": _parts(text, kinds) if role == "user" else [{"type": "text", "text": text}]}
         for role, text in turns
     )
-    supply = {kind: iter([medium for medium in media if medium.kind == kind]) for kind in _MEDIA_KEYS}
+    supply = {kind: iter([medium for medium in media if medium.kind == kind]) for kind in MEDIA_KEYS}
     return Sample(id=name, messages=messages, media=tuple(next(supply[kind]) for kind in found))
 
 
@@ -76,7 +80,7 @@ def outline(record: Any) -> tuple[Kind, int]:
     """
     if not isinstance(record, Mapping):
         return "text", 0
-    num_files = {kind: sum(_num_files(record.get(key)) for key in keys) for kind, keys in _MEDIA_KEYS.items()}
+    num_files = {kind: sum(_num_files(record.get(key)) for key in keys) for kind, keys in MEDIA_KEYS.items()}
     turns = record.get("conversations")
     values = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     length = sum(len(value.encode("utf-8", "surrogatepass")) for value in values if isinstance(value, str))
@@ -90,23 +94,34 @@ def _num_files(value: Any) -> int:
     return len(value) if isinstance(value, list) else int(isinstance(value, str) and value != "")
 
 
-def _paths(record: Mapping[str, Any], kind: Literal["image", "video"], name: str) -> list[str]:
-    given = {key: record[key] for key in _MEDIA_KEYS[kind] if record.get(key) not in (None, "", [])}
+def _sources(
+    record: Mapping[str, Any], kind: Literal["image", "video"], name: str, media_folder: Path | None
+) -> list[str | Path | bytes]:
+    given = {key: record[key] for key in MEDIA_KEYS[kind] if record.get(key) not in _NO_MEDIA}
     if len(given) > 1:
         raise ValueError(f"Record {name!r} has files under {' and '.join(map(repr, given))}. Keep one of them.")
-    for key, value in given.items():
-        paths = value if isinstance(value, list) else [value]
-        if not all(isinstance(path, str) and path for path in paths):
-            raise ValueError(
-                f"Record {name!r} has {str(value)[:80]!r} under {key!r}, which is no path or list of paths."
-            )
-        return paths
-    return []
+    return [
+        _source(medium, f"Record {name!r}", key, media_folder)
+        for key, value in given.items()
+        for medium in (value if isinstance(value, list) else [value])
+    ]
 
 
-def _source(path: str, media_folder: Path) -> str | Path:
-    """A path below the folder; addresses stay as they are, so that the refusal to fetch them can name them."""
-    return path if path.startswith("data:") or "://" in path else media_folder / path
+def _source(medium: Any, record: str, key: str, media_folder: Path | None) -> str | Path | bytes:
+    """Bytes, or a path below the folder. Addresses stay: then the refusal to fetch them can name them."""
+    source = medium
+    if isinstance(medium, Mapping):
+        source = medium["bytes"] if isinstance(medium.get("bytes"), bytes) else medium.get("path")
+    if not isinstance(source, str | bytes) or not source:
+        raise ValueError(
+            f"{record} has {str(medium)[:80]!r} under {key!r}, which is no path or list of paths; in shards bytes and "
+            "structs of bytes and path can stand there too."
+        )
+    if isinstance(source, bytes) or source.startswith("data:") or "://" in source:
+        return source
+    if media_folder is None:
+        raise ValueError(f"{record} names the file {source!r}, but there is no folder of media. Give one.")
+    return media_folder / source
 
 
 def _turns(conversations: Any, name: str) -> list[tuple[str, str]]:
@@ -160,5 +175,5 @@ def _parts(text: str, kinds: Iterator[str]) -> list[dict[str, str]]:
 
 def _count(kinds: Sequence[str]) -> str:
     """``1 image and 2 videos``."""
-    counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}" for kind in _MEDIA_KEYS if kind in kinds]
+    counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}" for kind in MEDIA_KEYS if kind in kinds]
     return " and ".join(counted) or "no image and no video"

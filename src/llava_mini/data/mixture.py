@@ -17,7 +17,8 @@ import numpy as np
 
 from llava_mini.data.json_records import read_record, scan_records
 from llava_mini.data.llava_format import outline, sample_from_record
-from llava_mini.data.samples import KINDS, Kind, Sample
+from llava_mini.data.quarantine import Damaged
+from llava_mini.data.samples import KINDS, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,6 @@ class Mixture(Sequence[Sample]):
         return tuple(file.weight for file in self.files)
 
     @property
-    def counts(self) -> dict[Kind, int]:
-        """How many records show what."""
-        return {kind: int((self.kinds == number).sum()) for number, kind in enumerate(KINDS)}
-
-    @property
     def fingerprint(self) -> str:
         """Equal for mixtures whose records have the same names, weights, places and lengths."""
         digest = hashlib.blake2b(digest_size=16)
@@ -109,6 +105,13 @@ class Mixture(Sequence[Sample]):
         name = self._id(record, index, source, number)
         return sample_from_record(record, name=name, media_folder=self.files[source].folder)
 
+    def sample(self, index: int) -> Sample | Damaged:
+        """Read a record; of a malformed one, say what is wrong. Raises else what reading does."""
+        try:
+            return self[index]
+        except ValueError as error:
+            return Damaged(id=self.id_of(index), media="", reason=" ".join(str(error).split()))
+
     def id_of(self, index: int) -> str:
         """Return the id of a sample, also where the record is malformed."""
         index, source, number = self._place(index)
@@ -117,6 +120,10 @@ class Mixture(Sequence[Sample]):
         except ValueError:
             record = None
         return self._id(record, index, source, number)
+
+    def file_of(self, index: int) -> DataFile:
+        """Return the file in which a record lies."""
+        return self.files[self._place(index)[1]]
 
     def _place(self, index: int) -> tuple[int, int, int]:
         """The index from 0 on, the number of its file, and its number in the file."""

@@ -18,8 +18,6 @@ from llava_mini.data.samples import KINDS, Kind
 class PublishedSet:
     """One set of records."""
 
-    stage: int
-    """1: language and vision are aligned; 2: instruction tuning."""
     files: tuple[str, ...]
     """What its page offers."""
     pages: tuple[str, ...]
@@ -35,6 +33,10 @@ class PublishedSet:
     """How many records have their image below which folder. Empty: not known."""
     evidence: str
     """What the numbers rest on."""
+
+    def __str__(self) -> str:
+        """Where it is, and what its numbers rest on."""
+        return f"{', '.join(self.files)} at {', '.join(self.pages)}; the numbers rest on {self.evidence}"
 
     def differences(self, kinds: Mapping[Kind, int], folders: Mapping[str, int]) -> list[str]:
         """Say how what was found differs from what was published; nothing if it does not.
@@ -68,7 +70,6 @@ class PublishedSet:
 
 PUBLISHED_SETS: dict[str, PublishedSet] = {
     "llava-pretrain": PublishedSet(
-        stage=1,
         files=("blip_laion_cc_sbu_558k.json", "images.zip"),
         pages=("https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",),
         about=558_000,
@@ -77,7 +78,6 @@ PUBLISHED_SETS: dict[str, PublishedSet] = {
         evidence="the name of the file, and LLaVA's docs/Data.md",
     ),
     "llava-v1.5-mix665k": PublishedSet(
-        stage=2,
         files=("llava_v1_5_mix665k.json",),
         pages=(
             "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
@@ -91,7 +91,6 @@ PUBLISHED_SETS: dict[str, PublishedSet] = {
         evidence="counted in https://github.com/haotian-liu/LLaVA/issues/657 and, by its author, in issues/702 and 546",
     ),
     "video-chatgpt-100k": PublishedSet(
-        stage=2,
         files=("VideoInstruct100K.json", "videos of ActivityNet named in docs/train_video_ids.txt"),
         pages=(
             "https://github.com/mbzuai-oryx/Video-ChatGPT",
@@ -103,7 +102,6 @@ PUBLISHED_SETS: dict[str, PublishedSet] = {
         evidence="the abstract of arXiv 2306.05424; train_video_ids.txt of its repository lists 13,303 videos",
     ),
     "llava-onevision-single-image": PublishedSet(
-        stage=2,
         files=("Parquet files of many subsets",),
         pages=("https://huggingface.co/datasets/lmms-lab/LLaVA-OneVision-Data",),
         about=3_200_000,

@@ -77,7 +77,7 @@ class QuarantineLog:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(asdict(one))}\n" for one in new.values())
+                file.write(_lines(new.values()))
 
     def check(self) -> None:
         """Refuse to go on when too many samples are damaged.
@@ -93,6 +93,20 @@ class QuarantineLog:
             f"that is allowed.{where} The first: {' | '.join(map(str, self._examples))} Is the folder of the media "
             "right, and are they complete? Mend the data, or raise max_damaged_share."
         )
+
+
+def write_quarantine(path: Path, damaged: Iterable[Damaged]) -> None:
+    """Write what was left out as a ``QuarantineLog`` does; the file appears when it is complete.
+
+    A list that is there is replaced: what was mended since is not on it.
+    """
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(_lines(damaged), encoding="utf-8")
+    draft.replace(path)
+
+
+def _lines(damaged: Iterable[Damaged]) -> str:
+    return "".join(f"{json.dumps(asdict(one))}\n" for one in damaged)
 
 
 def _drop_unfinished_line(path: Path) -> None:

@@ -17,15 +17,16 @@ import json
 import random
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from llava_mini.data.llava_format import sample_from_record
+from llava_mini.data.llava_format import MEDIA_KEYS, sample_from_record
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
-from llava_mini.data.tuning_batch import TuningBatch, TuningCollator
 
 Record = dict[str, Any]
 """A record as read: media are paths or bytes."""
@@ -34,8 +35,7 @@ _MEDIA_SUFFIXES = {
     "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"),
     "video": ("mp4", "webm", "mkv", "mov", "avi"),
 }
-_MEDIA_KEYS = {"image": ("image", "images"), "video": ("video", "videos")}
-_COLUMNS = ("conversations", *itertools.chain.from_iterable(_MEDIA_KEYS.values()))
+_COLUMNS = ("conversations", *itertools.chain.from_iterable(MEDIA_KEYS.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,40 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if not self.shards:
             raise ValueError("A stream needs at least one shard, got none. Does the pattern match any file?")
-        if doubled := sorted({shard for shard in self.shards if self.shards.count(shard) > 1}):
-            raise ValueError(f"The shard {doubled[0]!r} is named twice. Give each shard once.")
-        for shard in self.shards:
+        for shard, count in Counter(self.shards).items():
+            if count > 1:
+                raise ValueError(f"The shard {shard!r} is named twice. Give each shard once.")
             _reader_of(shard)
         if self.window < 1:
             raise ValueError(f"window is {self.window}; it must be 1 (records in their order) or more.")
+        _require_datasets()
 
     @property
     def fingerprint(self) -> str:
         """A short digest of all that the order depends on."""
         facts = [self.seed, self.window, *sorted(self.shards)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _shared(self) -> int:
+        """How many characters the folders that all shards lie in take at the beginning of each."""
+        folders = [shard.split("/")[:-1] for shard in self.shards]
+        same = itertools.takewhile(lambda column: len({*column}) == 1, zip(*folders, strict=False))
+        return sum(len(column[0]) + 1 for column in same)
+
+    def read(self, shard: str) -> Iterator[Sample | Damaged]:
+        """Yield the samples of a shard in the order in which they lie there."""
+        return map(self.sample, _told_of_damage(shard))
+
+    def sample(self, item: Record) -> Sample | Damaged:
+        """Return what an item of a shard teaches, or why it teaches nothing."""
+        name = f"{self.name}/{item['shard'][self._shared :]}/{item['key']}"
+        if item["damage"]:
+            return Damaged(id=name, media=item["shard"], reason=item["damage"])
+        try:
+            return sample_from_record(item["record"], name=name, media_folder=self.media_folder)
+        except ValueError as error:
+            return Damaged(id=name, media="", reason=str(error))
 
 
 class SampleStream:
@@ -89,15 +111,13 @@ class SampleStream:
                 share.
 
         Raises:
-            ValueError: There is no such rank, or ``datasets`` is not installed.
+            ValueError: There is no such rank.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"There is no rank {rank} among {world_size} processes. Ranks are counted from 0.")
         self.settings, self.rank, self.world_size = settings, rank, world_size
-        self._shared = _length_of_shared_folder(settings.shards)
         self.epoch = 0
         self._start: dict[str, Any] | None = None
-        _require_datasets()
 
     def __iter__(self) -> Iterator[Sample | Damaged]:
         """Yield the rest of the epoch. A record or a shard that cannot be read is told as ``Damaged``."""
@@ -106,7 +126,7 @@ class SampleStream:
             dataset.load_state_dict(self._start)
         for item in dataset:
             self._start = dataset.state_dict()
-            yield self._sample(item)
+            yield self.settings.sample(item)
         self.epoch, self._start = self.epoch + 1, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,146 +164,10 @@ class SampleStream:
         strategy = "shards" if len(shards) >= self.world_size else "examples"
         return split_dataset_by_node(dataset, rank=self.rank, world_size=self.world_size, strategy=strategy)
 
-    def _sample(self, item: Record) -> Sample | Damaged:
-        name = f"{self.settings.name}/{item['shard'][self._shared :]}/{item['key']}"
-        if item["damage"]:
-            return Damaged(id=name, media=item["shard"], reason=item["damage"])
-        try:
-            return sample_of_streamed(item["record"], name=name, media_folder=self.settings.media_folder)
-        except ValueError as error:
-            return Damaged(id=name, media="", reason=str(error))
-
 
 def _require_datasets() -> None:
     if importlib.util.find_spec("datasets") is None:
         raise ValueError("Streaming needs the package datasets: pip install 'llava-mini[data]'.")
-
-
-_STATES_EVERY = 50
-"""Micro-batches between two places that are written down."""
-
-
-class StreamBatches:
-    """The micro-batches of a run over a stream by number: what a task gives the trainer as ``make_batch``.
-
-    Asked for in order, they are read in order. Asked for another one, as a run does that goes on, it finds the last
-    place before it that was written down, and reads on from there without decoding.
-    """
-
-    def __init__(
-        self, stream: SampleStream, collator: TuningCollator, *, batch_size: int, places: Path | None = None
-    ) -> None:
-        """Begin at the first micro-batch.
-
-        Args:
-            stream: Of this rank, at its beginning.
-            collator: Makes batches of its samples.
-            batch_size: Samples of a micro-batch, damaged ones included.
-            places: A file of this rank where places are written down. None: going on reads all from the beginning.
-
-        Raises:
-            ValueError: ``batch_size`` is less than 1.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
-        self.stream, self.collator, self.batch_size, self.places = stream, collator, batch_size, places
-        self._beginning = stream.state_dict()
-        self._number = 0
-        self._items: Iterator[Sample | Damaged] = iter(())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_items": iter(())}
-
-    def __call__(self, index: int) -> TuningBatch:
-        """Return micro-batch ``index``, counted over the whole run and all ranks.
-
-        Raises:
-            ValueError: It is another rank's, or the stream holds nothing for this rank.
-        """
-        number, rank = divmod(index, self.stream.world_size)
-        if rank != self.stream.rank:
-            raise ValueError(f"Micro-batch {index} is of rank {rank}, but this stream is of rank {self.stream.rank}.")
-        if number < self._number or number >= self._number + _STATES_EVERY:
-            self._seek(number)
-        while self._number < number:
-            self._read()
-        items = self._read()
-        batch = self.collator([item for item in items if isinstance(item, Sample)])
-        return replace(batch, damaged=(*(item for item in items if isinstance(item, Damaged)), *batch.damaged))
-
-    def _read(self) -> list[Sample | Damaged]:
-        """The samples of the next micro-batch, which may span two epochs."""
-        if self.places is not None and self._number % _STATES_EVERY == 0:
-            place = json.dumps({"number": self._number, "state": self.stream.state_dict()})
-            with self.places.open("a", encoding="utf-8") as file:
-                file.write(f"{place}\n")
-        items: list[Sample | Damaged] = []
-        fruitless = 0
-        while len(items) < self.batch_size:
-            before = len(items)
-            items += itertools.islice(self._items, self.batch_size - before)
-            if len(items) < self.batch_size:
-                self._items = iter(self.stream)
-                fruitless = fruitless + 1 if len(items) == before else 0
-                if fruitless > 2:
-                    raise ValueError(f"The shards hold no record for rank {self.stream.rank}. Are they empty?")
-        self._number += 1
-        return items
-
-    def _seek(self, number: int) -> None:
-        """Go to the last place before a micro-batch that is known."""
-        state = self.stream.state_dict()
-        if number < self._number:
-            self._number, state = 0, self._beginning
-        if self.places is not None and self.places.exists():
-            for line in self.places.read_text(encoding="utf-8").split("\n")[:-1]:  # the last one may be cut off
-                place = json.loads(line)
-                if self._number < place["number"] <= number:
-                    self._number, state = place["number"], place["state"]
-        self.stream.load_state_dict(state)
-        self._items = iter(())
-
-
-def sample_of_streamed(record: Record, *, name: str, media_folder: Path | None = None) -> Sample:
-    """Return what a streamed record teaches.
-
-    Args:
-        record: As ``llava_format`` reads it, but media may be bytes, or structs of bytes and path.
-        name: What the sample is called.
-        media_folder: Where paths start. None: paths are refused.
-
-    Raises:
-        ValueError: As ``sample_from_record``; or the record names a path and there is no folder.
-    """
-    sources: dict[Path, bytes | Path] = {}
-    record = dict(record)
-    for key in itertools.chain.from_iterable(_MEDIA_KEYS.values()):
-        media = record.get(key)
-        if media in (None, "", [], {"bytes": None, "path": None}):
-            record[key] = None
-            continue
-        names = []
-        for medium in media if isinstance(media, list) else [media]:
-            source = _source(medium, name, media_folder)
-            names.append(f"{key}-{len(sources)}")
-            sources[Path(names[-1])] = source
-        record[key] = names
-    sample = sample_from_record(record, name=name, media_folder=Path())
-    return replace(sample, media=tuple(replace(one, source=sources[Path(str(one.source))]) for one in sample.media))
-
-
-def _source(medium: Any, name: str, media_folder: Path | None) -> bytes | Path:
-    content, path = (medium.get("bytes"), medium.get("path")) if isinstance(medium, Mapping) else (medium, None)
-    if isinstance(content, bytes):
-        return content
-    path = path if content is None else content
-    if not isinstance(path, str) or not path:
-        raise ValueError(
-            f"Record {name!r} has a {type(medium).__name__} for an image or video, neither bytes nor a path."
-        )
-    if media_folder is None:
-        raise ValueError(f"Record {name!r} names the file {path!r}, but the stream has no folder of media. Give one.")
-    return media_folder / path
 
 
 def _read_shards(shards: Sequence[str], order: str, window: int) -> Iterator[Record]:
@@ -306,17 +190,10 @@ def _told_of_damage(shard: str) -> Iterator[Record]:
             for key, record, damage in _reader_of(shard)(cast(BinaryIO, file)):
                 number += 1
                 yield {"shard": shard, "key": key, "record": record, "damage": damage}
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:  # pyarrow's errors are some of these
+    except (OSError, EOFError, tarfile.TarError, ValueError, NotImplementedError) as error:  # pyarrow's are among them
         reason = str(error).strip().split("\n")[0].rstrip(".")
         damage = f"The shard cannot be read beyond its first {number} records: {reason}. Get the file again."
         yield {"shard": shard, "key": "end", "record": None, "damage": damage}
-
-
-def _length_of_shared_folder(shards: Sequence[str]) -> int:
-    """How many characters the folders that all shards lie in take at the beginning of each."""
-    folders = [shard.split("/")[:-1] for shard in shards]
-    same = itertools.takewhile(lambda column: len({*column}) == 1, zip(*folders, strict=False))
-    return sum(len(column[0]) + 1 for column in same)
 
 
 _Read = Iterator[tuple[str, Record | None, str]]
@@ -384,7 +261,7 @@ def _record_of_members(contents: dict[str, bytes]) -> Record:
         raise ValueError(f"The .json of the record is damaged ({error}).") from error
     if not isinstance(record, dict):
         raise ValueError(f"The .json of the record holds a {type(record).__name__}, not an object.")
-    for kind, (single, several) in _MEDIA_KEYS.items():
+    for kind, (single, several) in MEDIA_KEYS.items():
         suffixes = [suffix for suffix in contents if suffix.rpartition(".")[2] in _MEDIA_SUFFIXES[kind]]
         media = [contents.pop(suffix) for suffix in sorted(suffixes, key=_natural)]
         named = next((record.pop(key) for key in (single, several) if record.get(key)), None)
@@ -404,6 +281,11 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 _READERS: dict[str, Callable[[BinaryIO], _Read]] = {".parquet": _parquet_records, ".tar": _tar_records}
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file or address is one that can be streamed, by its ending."""
+    return Path(name).suffix in _READERS
 
 
 def _reader_of(shard: str) -> Callable[[BinaryIO], _Read]:

@@ -28,6 +28,8 @@ from llava_mini.processor.video import FrameSampling
 
 IGNORED = -100
 """The label of tokens that are not learned."""
+MAX_LENGTH = 2048
+"""Most tokens of a prompt by default, those of frames included."""
 MAX_FRAMES = 32
 """Most frames of a video by default."""
 
@@ -97,13 +99,13 @@ class TuningCollator:
         self.captions = captions
         self.features = features
 
-    def __call__(self, samples: Sequence[Sample]) -> TuningBatch:
-        """Return the batch of some samples; every answer has labels.
+    def __call__(self, samples: Sequence[Sample | Damaged]) -> TuningBatch:
+        """Return the batch of some samples; every answer has labels. What is damaged already stays so.
 
         Raises:
             ValueError: Some show films and others images whose features are stored.
         """
-        read = [self._read(sample) for sample in samples]
+        read = [sample if isinstance(sample, Damaged) else self._read(sample) for sample in samples]
         rows = [row for row in read if isinstance(row, _Row)]
         damaged = tuple(row for row in read if isinstance(row, Damaged))
         if not rows:
@@ -135,7 +137,9 @@ class TuningCollator:
         tokenizer = self.processor.tokenizer
         return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
 
-    def _read(self, sample: Sample) -> "_Row | Damaged":
+    def _read(self, sample: Sample | Damaged) -> "_Row | Damaged":
+        if isinstance(sample, Damaged):
+            return sample
         at = _At()
         try:
             with ExitStack() as files:
@@ -195,17 +199,23 @@ class TuningCollator:
 class Samples(Protocol):
     """Samples by number: a ``Mixture``."""
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return a sample, or raise ValueError if it is malformed."""
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal samples."""
         ...
 
-    def id_of(self, index: int) -> str:
-        """Return its id, even so."""
+    def sample(self, index: int) -> Sample | Damaged:
+        """Return a sample, or what is wrong with it."""
         ...
 
 
 class Order(Protocol):
     """Which samples a micro-batch holds: a ``BatchOrder``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal orders."""
+        ...
 
     def batches(self, index: int) -> Sequence[int]:
         """Return the samples of micro-batch ``index``, counted over the whole run."""
@@ -220,17 +230,14 @@ class TuningBatches:
     order: Order
     collator: TuningCollator
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for the same samples in the same order: what a run that goes on compares."""
+        return f"{self.samples.fingerprint} {self.order.fingerprint}"
+
     def __call__(self, index: int) -> TuningBatch:
         """Return micro-batch ``index``, counted over the whole run."""
-        samples: list[Sample] = []
-        damaged: list[Damaged] = []
-        for number in self.order.batches(index):
-            try:
-                samples.append(self.samples[number])
-            except ValueError as error:
-                damaged.append(Damaged(id=self.samples.id_of(number), media="", reason=_one_line(error)))
-        batch = self.collator(samples)
-        return replace(batch, damaged=(*damaged, *batch.damaged))
+        return self.collator([self.samples.sample(number) for number in self.order.batches(index)])
 
 
 @dataclass
@@ -259,7 +266,7 @@ class _Row:
     """Whether ``frames`` are features."""
 
 
-def _one_line(error: ValueError, written: Sequence[Path] = ()) -> str:
+def _one_line(error: ValueError, written: Sequence[Path]) -> str:
     """What is wrong, without line ends and names of files that nobody else knows."""
     text = " ".join(str(error).split())
     for path in written:

@@ -48,9 +48,12 @@ def pretrain(start: StartOfPretraining, settings: TuningSettings | None = None) 
         settings: From ``pretrain_settings``, with data.
 
     Raises:
-        ValueError: There are no such models, they do not fit together, or the model has a reducer or pre-fusion.
+        ValueError: There are no such models, they do not fit together, the model has a reducer or pre-fusion, or there
+            are to be low-rank updates.
     """
     settings = settings or pretrain_settings()
+    if settings.lora is not None:
+        raise ValueError("Stage 1 trains the projector alone. Leave lora out; train finetune has it.")
     name, tower = start.language_model, start.vision_tower
     if name is not None:
         seed = settings.seed

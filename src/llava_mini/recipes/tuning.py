@@ -1,13 +1,12 @@
-"""What the two stages of the paper have in common: a model, files in the format of LLaVA, a plan, and a run."""
+"""What the two stages of the paper have in common: a model, data in the format of LLaVA, a plan, and a run."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import CLIPVisionModel
 
@@ -16,15 +15,17 @@ from llava_mini.checkpoint.convert import convert
 from llava_mini.checkpoint.source import Source
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.data.features import FeatureKind, FeatureStore
-from llava_mini.data.mixture import DataFile, Mixture
-from llava_mini.data.order import BatchOrder
+from llava_mini.data.mixture import DataFile
+from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
-from llava_mini.data.tuning_batch import MAX_FRAMES, TuningBatches, TuningCollator
+from llava_mini.data.streaming import StreamSettings
+from llava_mini.data.tuning_batch import MAX_FRAMES, MAX_LENGTH, TuningCollator
 from llava_mini.inference.memory import meta_model
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.processor.prompt import check_messages, encode_messages, load_template
 from llava_mini.recipes.run import Phase, Run
+from llava_mini.recipes.tuning_data import FileData, StreamData, TuningData
 from llava_mini.training.instruction import InstructionTask
 from llava_mini.training.lora import LoraSettings, add_lora, four_bit_config, save_lora
 from llava_mini.training.optimizer import OptimizerSettings
@@ -39,6 +40,8 @@ SAMPLES_MEASURED = 200
 ASSUMED = SampleSize(frames=1, text_tokens=256, supervised_tokens=128)
 """What a plan without data takes a sample to be."""
 CHECKPOINTS_KEPT = 2
+PLACES = "places"
+"""Name of what a stream needs to go on, in the folder of its phase."""
 LOG_EVERY = 10
 OPTIMIZER = OptimizerSettings(
     betas=(0.9, 0.999), weight_decay=0.0, max_gradient_norm=1.0, warmup_share=0.03, final_share=0.0
@@ -51,7 +54,10 @@ class TuningSettings:
     """What is learned from, and how. The defaults are those of stage 2."""
 
     files: tuple[DataFile, ...] = ()
-    """Empty: only a plan can be made."""
+    """With neither files nor a stream, only a plan can be made."""
+    stream: StreamSettings | None = None
+    """Instead of files: shards that are read while training goes on, in the order of its own seed. It needs ``steps``,
+    for nobody knows how many records there are."""
     rates: Rates = field(default_factory=Rates)
     batch: int = 256
     """Samples of a step, on all devices together."""
@@ -64,7 +70,7 @@ class TuningSettings:
     """Leave the questions out, as stage 1 does."""
     template: str | None = None
     """Name of the chat template. None: that of the model, see ``build_processor``."""
-    max_length: int = 2048
+    max_length: int = MAX_LENGTH
     """Most tokens of a prompt, those of frames included, and never more than the context; longer ones are cut, see
     ``TuningCollator``."""
     num_frames: int | None = None
@@ -95,6 +101,23 @@ class TuningSettings:
             )
         if not self.epochs > 0 or (self.steps is not None and self.steps < 1):
             raise ValueError(f"A training needs epochs above 0 or at least 1 step, got {self.epochs} and {self.steps}.")
+        if self.stream is None:
+            return
+        if self.steps is None:
+            raise ValueError(
+                "A stream does not tell how many records it holds, so its epochs cannot be counted. Give the number of "
+                "steps."
+            )
+        if self.files or self.features is not None:
+            raise ValueError(
+                "A stream came with files or with kept features. Files are for a run of their own, and kept features "
+                "for micro-batches of one kind, which those of a stream are not. Leave them out."
+            )
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is anything to learn from."""
+        return bool(self.files) or self.stream is not None
 
     @property
     def micro_batches(self) -> int:
@@ -122,7 +145,7 @@ class Tuning:
             ValueError: The batch cannot be divided among them, or the data cannot be read.
         """
         settings = self.settings
-        sizes = self._sizes() if settings.files else [ASSUMED]
+        sizes = self._sizes() if settings.has_data else [ASSUMED]
         return make_plan(
             f"{self.name} of {self.model}",
             self.config,
@@ -130,10 +153,11 @@ class Tuning:
             devices=replace(devices, micro_batch=settings.micro_batch),
             batch=settings.batch,
             sizes=sizes,
-            num_samples=self.order.num_samples if settings.files else None,
-            num_steps=self.num_steps if settings.files else settings.steps,
-            measured_on=len(sizes) if settings.files else 0,
+            num_samples=self.data.num_samples if settings.has_data else None,
+            num_steps=self.num_steps if settings.has_data else settings.steps,
+            measured_on=len(sizes) if settings.has_data else 0,
             lora=settings.lora,
+            dtype=settings.dtype,
         )
 
     def run(self, output: Path, *, engine: EngineSettings | None = None, world: World | None = None) -> Run:
@@ -179,28 +203,35 @@ class Tuning:
                         keep_last=CHECKPOINTS_KEPT,
                         log_every=LOG_EVERY,
                     ),
-                    purpose=f"from {self.model}, on {self.order.num_samples} samples an epoch",
-                    build=partial(self.task, is_spread=size > 1),
+                    purpose=f"from {self.model}, on {self.data.in_words}",
+                    build=partial(self.task, is_spread=size > 1, places=output / self.name / PLACES),
                 ),
             ),
         )
 
     @cached_property
-    def data(self) -> Mixture:
-        """All records of the files."""
-        return Mixture(self.settings.files)
-
-    @cached_property
-    def order(self) -> BatchOrder:
-        """Which samples a micro-batch holds. Those of a step are of one kind, so that no device waits for another."""
+    def data(self) -> TuningData:
+        """What it learns from."""
         settings = self.settings
-        return BatchOrder(self.data, batch_size=settings.micro_batch, seed=settings.seed, alike=settings.micro_batches)
+        if settings.stream is not None:
+            return StreamData(
+                stream=settings.stream, batch_size=settings.micro_batch, micro_batches=settings.micro_batches
+            )
+        return FileData(
+            files=settings.files,
+            batch_size=settings.micro_batch,
+            micro_batches=settings.micro_batches,
+            seed=settings.seed,
+        )
 
     @property
     def num_steps(self) -> int:
         """Of the whole stage."""
         settings = self.settings
-        return settings.steps or max(ceil(settings.epochs * self.order.num_batches / settings.micro_batches), 1)
+        if settings.steps is not None:
+            return settings.steps
+        assert self.data.num_batches is not None, "The settings of a stream tell its steps."
+        return max(ceil(settings.epochs * self.data.num_batches / settings.micro_batches), 1)
 
     @cached_property
     def processor(self) -> LlavaMiniProcessor:
@@ -227,11 +258,12 @@ class Tuning:
             features=features,
         )
 
-    def task(self, *, is_spread: bool = False) -> InstructionTask:
+    def task(self, *, is_spread: bool = False, places: Path | None = None) -> InstructionTask:
         """Return the model with its data, ready to train.
 
         Args:
             is_spread: Whether several processes train.
+            places: As in ``TuningData.batches``.
         """
         source = self.source()
         torch.manual_seed(self.settings.seed)
@@ -239,8 +271,7 @@ class Tuning:
         model.generation_config = build_generation(source, self.processor)
         if self.settings.lora is not None:
             add_lora(model, self.settings.lora)
-        collator = self._collator(model.vision_tower)
-        batches = TuningBatches(samples=self.data, order=self.order, collator=collator)
+        batches = self.data.batches(self._collator(model.vision_tower), places)
         return InstructionTask(model, batches, is_spread=is_spread)
 
     @property
@@ -266,42 +297,45 @@ class Tuning:
         model, lora = task.module, self.settings.lora
         if lora is None:
             model.save_pretrained(folder)
-        elif not folder.exists():  # a run that was cut off here is asked again
+        else:
             base = self.source().folder
             assert base is not None
             adapter = folder.with_name("adapter")
             save_lora(model, lora, adapter, str(base), model.state_dict())
-            convert(adapter, folder, base=base)
+            if not folder.exists():  # a run that was cut off here is asked again
+                convert(adapter, folder, base=base)
             assert model.generation_config is not None
             model.generation_config.save_pretrained(folder)
             self.processor.save_pretrained(adapter)
         self.processor.save_pretrained(folder)
 
     def _sizes(self) -> list[SampleSize]:
-        chosen = np.unique(np.linspace(0, len(self.data) - 1, SAMPLES_MEASURED).round().astype(int))
-        collator, sizes = self.collator, []
-        refused: ValueError | None = None
-        for index in chosen:
+        collator, sizes, refused = self.collator, [], []
+        for sample in self.data.some(SAMPLES_MEASURED):
+            if isinstance(sample, Damaged):  # training leaves it out and tells
+                refused.append(sample.reason)
+                continue
             try:
-                sizes.append(sample_size(self.data[int(index)], collator, self.settings))
-            except ValueError as error:  # of a malformed record, which training leaves out and tells
-                refused = error
-        if not sizes and refused is not None:
-            raise ValueError(f"None of the {len(chosen)} samples that were looked at can be learned. {refused}")
+                sizes.append(sample_size(sample, collator, self.settings))
+            except ValueError as error:  # likewise
+                refused.append(str(error))
+        if not sizes:
+            reason = refused[0] if refused else "There are none: are the shards empty?"
+            raise ValueError(f"None of the {len(refused)} samples that were looked at can be learned. {reason}")
         return sizes
 
     def _facts(self) -> dict[str, object]:
         """Everything that decides what comes out."""
         settings = self.settings
-        special = ("files", "dtype", "lora", "rates", "optimizer", "features", "checkpoint_minutes")
+        special = ("files", "stream", "dtype", "lora", "rates", "optimizer", "features")
+        harmless = ("checkpoint_minutes", "max_damaged_share")  # whoever is told to raise it goes on in the same folder
         return {
-            **{name: value for name, value in vars(settings).items() if name not in special},
+            **{name: value for name, value in vars(settings).items() if name not in (*special, *harmless)},
+            **self.data.facts,
             "rates": asdict(settings.rates),
             "optimizer": asdict(settings.optimizer),
             "model": self.model,
             "config": json.loads(self.config.to_json_string(use_diff=False)),
-            "files": [str(file.path) for file in settings.files],
-            "order": self.order.fingerprint,
             "features": None if settings.features is None else str(settings.features),
             "lora": None if settings.lora is None else asdict(settings.lora),
             "dtype": str(settings.dtype),
@@ -324,43 +358,6 @@ def sample_size(sample: Sample, collator: TuningCollator, settings: TuningSettin
     words = min(len(prompt.ids) - len(prompt.kinds), settings.max_length)
     return SampleSize(
         frames=frames, text_tokens=max(words, 1), supervised_tokens=min(sum(prompt.answer_mask), max(words, 1))
-    )
-
-
-def data_files(
-    paths: Sequence[Path], media: Sequence[Path] = (), weights: Sequence[float] = ()
-) -> tuple[DataFile, ...]:
-    """Return files with their folders and weights.
-
-    Args:
-        paths: Of JSON and JSONL files.
-        media: One folder for all, or one for each. Empty: the folder of each file.
-        weights: One for all, or one for each. Empty: 1.
-
-    Raises:
-        ValueError: There are neither one nor as many folders or weights as files, or a folder is missing.
-    """
-    for name, values in (("media folders", media), ("weights", weights)):
-        if len(values) not in (0, 1, len(paths)):
-            raise ValueError(
-                f"{len(paths)} data files came with {len(values)} {name}. Give one for all of them, or one for each."
-            )
-    for folder in media:
-        if not folder.is_dir():
-            raise ValueError(
-                f"There is no folder {str(folder)!r}. Give the folder where the paths in the records start."
-            )
-
-    def chosen(values: Sequence[Path] | Sequence[float], number: int) -> object:
-        return values[number if len(values) > 1 else 0] if values else None
-
-    return tuple(
-        DataFile(
-            path=path,
-            media_folder=chosen(media, number),  # pyright: ignore[reportArgumentType]
-            weight=1.0 if not weights else chosen(weights, number),  # pyright: ignore[reportArgumentType]
-        )
-        for number, path in enumerate(paths)
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from llava_mini.training.optimizer import MasterAdamW
 
 Facts = Mapping[str, Any]
 """Small values that JSON can hold."""
@@ -74,10 +76,20 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Facts) ->
         path: Where the file will be; its folder exists.
         tensors: What to store; shared memory is copied.
         facts: Small values, stored as JSON in the header.
+
+    Raises:
+        OSError: If it cannot be written. What was there before is whole.
     """
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replaced(path) as draft:
-        save_file(stored, draft, metadata={"facts": json.dumps(dict(facts))})
+    try:
+        with replaced(path) as draft:
+            save_file(stored, draft, metadata={"facts": json.dumps(dict(facts))})
+    except (OSError, SafetensorError) as error:  # the second one where the disk is full
+        raise OSError(
+            f"{path} could not be written: {error}. "
+            + ("The checkpoint before it is whole. " if path.exists() else "There is none before it. ")
+            + "Make room, or mend the disk, and start the same command again."
+        ) from error
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Facts]:
@@ -117,6 +129,53 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         raise ValueError(
             f"{path} is damaged or no checkpoint ({error}). Remove it to start that phase anew, or restore it."
         ) from error
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter once, under the first of its names, and what is stored besides: all can be written to."""
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    all_names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = {name: value for name, value in module.state_dict().items() if name not in all_names}
+    weights = {**parameters, **buffers}
+    return {f"module.{name}": value if value.ndim else value.view(1) for name, value in weights.items()}
+
+
+def state_of(module: nn.Module, optimizer: MasterAdamW) -> dict[str, Tensor]:
+    """Return all tensors of a phase: weights, with the float32 masters of what trains, and moments.
+
+    They can be written to; then ``optimizer.go_on`` makes them count.
+    """
+    masters = {f"module.{name}": master for name, master in zip(optimizer.names, optimizer.masters, strict=True)}
+    moments = {f"optimizer.{name}": moment for name, moment in optimizer.moments().items()}
+    return {**weights_of(module), **masters, **moments}
+
+
+def check_names(path: Path, stored: Iterable[str], wanted: Iterable[str]) -> None:
+    """Refuse a checkpoint of something else.
+
+    Raises:
+        ValueError: If the names of its tensors are not those that are wanted.
+    """
+    if differing := sorted(set(stored) ^ set(wanted)):
+        raise ValueError(
+            f"{path} holds other tensors than this stage has, for example {', '.join(differing[:5])}. Was the recipe "
+            "changed? Give an empty folder."
+        )
+
+
+def fill(path: Path, stored: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy what was read from a file into other tensors.
+
+    Raises:
+        ValueError: If they have other names or shapes.
+    """
+    check_names(path, _described(stored), _described(tensors))
+    for name, tensor in tensors.items():
+        tensor.copy_(stored[name])
+
+
+def _described(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    return (f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
 
 
 def random_states() -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llava_mini.training.checkpoints import replaced
 
-UNPLOTTED = ("time", "phase", "step", "rate_share", "gradient_norm", "seconds", "right")
+UNPLOTTED = ("time", "phase", "step", "rate_share", "gradient_norm", "seconds", "right", "damaged")
 """Entries of a line of the log that are no losses."""
 
 

@@ -65,9 +65,9 @@ def choose_hardware(device: str | None = None, threads: int | None = None, worke
 
 
 def fuse_attention(module: nn.Module) -> None:
-    """Let all transformers models in a module compute attention in fused kernels."""
+    """Let all transformers models in a module compute attention in fused kernels; one that was chosen stays."""
     for part in module.modules():
-        if isinstance(part, PreTrainedModel):
+        if isinstance(part, PreTrainedModel) and part.config._attn_implementation == "eager":
             part.set_attn_implementation("sdpa")
 
 

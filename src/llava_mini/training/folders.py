@@ -24,10 +24,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from llava_mini.training.checkpoints import Facts, random_states, restore_random_states
+from llava_mini.training.checkpoints import (
+    Facts,
+    check_names,
+    random_states,
+    restore_random_states,
+    state_of,
+    weights_of,
+)
 from llava_mini.training.optimizer import MasterAdamW
 from llava_mini.training.world import World
 
@@ -58,9 +66,18 @@ class CheckpointFolders:
         self._make_draft(self.folder / ".shared.draft")
         self.world.first(lambda: (self.folder / ".shared.draft").rmdir())
 
-    def newest(self) -> Path | None:
-        """Return the folder to go on from, if there is one: in all processes what the first one sees."""
-        return self.world.first(lambda: newest_folder(self.folder))
+    def newest(self) -> tuple[Path, Facts] | None:
+        """Return the folder to go on from and its facts, if there is one: in all processes what the first one sees.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+
+        def look() -> tuple[Path, Facts] | None:
+            path = newest_folder(self.folder)
+            return None if path is None else (path, read_folder_facts(path))
+
+        return self.world.first(look)
 
     def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
         """Write a checkpoint, then remove the oldest.
@@ -70,7 +87,7 @@ class CheckpointFolders:
         """
         path = self.folder / f"step-{facts['step']:08d}"
         draft = path.with_name(f".{path.name}.draft")
-        tensors = _tensors(module, optimizer)
+        tensors = state_of(module, optimizer)
         tensors |= {f"random.{name}.{self.world.rank}": value for name, value in random_states().items()}
         try:
             self._make_draft(draft)
@@ -86,20 +103,20 @@ class CheckpointFolders:
             ) from error
         self.world.first(self._prune)
 
-    def load(self, path: Path, module: nn.Module, optimizer: MasterAdamW) -> Facts:
-        """Read a checkpoint into a module and its optimizer, wherever their tensors lie, and return its facts.
+    def load(self, path: Path, step: int, module: nn.Module, optimizer: MasterAdamW) -> None:
+        """Read a checkpoint into a module and its optimizer, wherever their tensors lie.
+
+        Args:
+            path: From ``newest``.
+            step: Of its facts.
+            module: Of the task.
+            optimizer: Not used yet.
 
         Raises:
             ValueError: If it is damaged, or of another module or stage.
         """
-        facts = read_folder_facts(path)
-        tensors, stored = _tensors(module, optimizer), _stored_names(path)
-        expected = {name for name in stored if not name.startswith("random.")}
-        if expected != tensors.keys():
-            raise ValueError(
-                f"{path} holds other tensors than this stage has, for example "
-                f"{', '.join(sorted(expected ^ tensors.keys())[:5])}. Was the recipe changed? Give an empty folder."
-            )
+        tensors, stored = state_of(module, optimizer), self.world.first(lambda: _stored_names(path))
+        check_names(path, (name for name in stored if not name.startswith("random.")), tensors)
         random = {
             name: torch.empty_like(value)
             for name, value in random_states().items()
@@ -107,10 +124,9 @@ class CheckpointFolders:
         }
         own = {f"random.{name}.{self.world.rank}": value for name, value in random.items()}
         self.world.each(lambda: _read(path, {**tensors, **own}, no_dist=self.world.size == 1))
-        optimizer.go_on(facts["step"])
+        optimizer.go_on(step)
         if "cpu" in random:
             restore_random_states(random)
-        return facts
 
     def _make_draft(self, draft: Path) -> None:
         self.world.first(lambda: draft.mkdir(parents=True))
@@ -163,13 +179,8 @@ def load_folder(module: nn.Module, path: Path) -> None:
     Raises:
         ValueError: If it is damaged, or of another module.
     """
-    tensors = {f"module.{name}": value for name, value in _weights(module).items()}
-    stored = {name for name in _stored_names(path) if name.startswith("module.")}
-    if stored != tensors.keys():
-        raise ValueError(
-            f"{path} holds other weights than the module has, for example "
-            f"{', '.join(sorted(stored ^ tensors.keys())[:5])}."
-        )
+    tensors = weights_of(module)
+    check_names(path, (name for name in _stored_names(path) if name.startswith("module.")), tensors)
     _read(path, tensors, no_dist=True)
 
 
@@ -180,20 +191,6 @@ def _folders(folder: Path) -> list[Path]:
     """Checkpoints, the oldest first."""
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once, under the first of its names, and what is stored besides: to be read into."""
-    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    all_names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    buffers = {name: value for name, value in module.state_dict().items() if name not in all_names}
-    return {name: value if value.ndim else value.view(1) for name, value in {**parameters, **buffers}.items()}
-
-
-def _tensors(module: nn.Module, optimizer: MasterAdamW) -> dict[str, Tensor]:
-    masters = dict(zip(optimizer.names, optimizer.masters, strict=True))
-    tensors = {f"module.{name}": masters.get(name, value) for name, value in _weights(module).items()}
-    return tensors | {f"optimizer.{name}": value for name, value in optimizer.moments().items()}
 
 
 def _write(draft: Path, tensors: Mapping[str, Tensor], world: World) -> None:
@@ -210,14 +207,24 @@ def _read(path: Path, tensors: Mapping[str, Tensor], *, no_dist: bool) -> None:
 
 
 def _stored_names(path: Path) -> set[str]:
+    """Return the names of the tensors in a checkpoint.
+
+    Raises:
+        ValueError: If it is damaged, or lacks a part of one of them, which reading alone would leave as it was.
+    """
     try:
-        return set(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
+        stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}). {_ADVICE}") from error
+    for name, tensor in stored.items():
+        assert isinstance(tensor, TensorStorageMetadata)
+        if sum(chunk.sizes.numel() for chunk in tensor.chunks) != tensor.size.numel():
+            raise ValueError(f"{path} is incomplete: of {name} some parts are missing. {_ADVICE}")
+    return set(stored)
 
 
 def _files_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, int]:
-    """Spread tensors over files of about ``FILE_BYTES``, counted from 1, the same in every process."""
+    """Spread tensors over files, counted from 1, of which every process writes about ``FILE_BYTES``."""
     files, number, size = {}, 1, 0
     for name, tensor in tensors.items():
         if name.startswith("random."):
@@ -225,7 +232,7 @@ def _files_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, int]:
             files |= {f"{kind}.{rank}": 1 for rank in range(world.size)}
             continue
         num_bytes = tensor.numel() * tensor.element_size()
-        if size and size + num_bytes > FILE_BYTES:
+        if size and size + num_bytes > FILE_BYTES * world.size:
             number, size = number + 1, 0
         files[name], size = number, size + num_bytes
     return files
@@ -237,8 +244,6 @@ def _publish(draft: Path, path: Path, facts: Facts) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    if path.exists():
-        shutil.rmtree(path)
     draft.rename(path)
 
 

@@ -5,7 +5,7 @@ float32 are their own masters. All of them may be spread over processes.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llava_mini.training.stages import ParameterGroup
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter, under its names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +122,12 @@ class MasterAdamW:
 
     def moments(self) -> dict[str, Tensor]:
         """Return the moments by name, made with zeros before the first step: to be stored, or to be read into."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, master in zip(self.names, self.masters, strict=True):
             state = self.adam.state[master]
-            for key in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{key}.{name}"] = state.setdefault(key, torch.zeros_like(master))
-            state.setdefault("step", torch.tensor(0.0))
+            if not state:
+                state.update({"step": torch.tensor(0.0), **{key: torch.zeros_like(master) for key in MOMENTS}})
+            tensors |= {f"{key}.{name}": state[key] for key in MOMENTS}
         return tensors
 
     def go_on(self, step: int) -> None:
@@ -138,32 +141,3 @@ class MasterAdamW:
         for weight, master in zip(self.weights, self.masters, strict=True):
             if weight.dtype != torch.float32:
                 yield weight, master
-
-    def state(self) -> dict[str, Tensor]:
-        """Return copies and moments by name, to be stored."""
-        tensors = {}
-        for name, master in zip(self.names, self.masters, strict=True):
-            tensors[f"master.{name}"] = master
-            for key, value in self.adam.state.get(master, {}).items():
-                tensors[f"{key}.{name}"] = value
-        return tensors
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what ``state`` returned.
-
-        Raises:
-            ValueError: If the stored names are not those of this optimizer.
-        """
-        stored = {name.removeprefix("master.") for name in tensors if name.startswith("master.")}
-        if stored != set(self.names):
-            differing = ", ".join(sorted(stored ^ set(self.names))[:5])
-            raise ValueError(
-                f"The checkpoint trained other parameters than this stage does, for example {differing}. "
-                "Was the recipe changed? Start with an empty folder."
-            )
-        for name, master in zip(self.names, self.masters, strict=True):
-            master.copy_(tensors[f"master.{name}"])
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
-            if keys:
-                moments = {key: tensors[f"{key}.{name}"].to(master.device, copy=True) for key in keys}
-                self.adam.state[master] = {**moments, "step": moments["step"].cpu()}

@@ -12,26 +12,24 @@ Shapes: F frames, P patches, Q reduced tokens, T text tokens, D language width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from math import ceil
-from typing import Literal
+from typing import get_args
+
+import torch
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.inference.memory import meta_model
 from llava_mini.model.cost import ByPart, flops, prefusion_bytes_per_frame
+from llava_mini.training.instruction import ROWS_AT_A_TIME
 from llava_mini.training.lora import LoraSettings, add_lora
+from llava_mini.training.sharding import Strategy
 from llava_mini.training.stages import Stage
 from llava_mini.training.tuning_stages import PARTS, Rates, tuning_stage
 
-Strategy = Literal["none", "ddp", "fsdp"]
-
-HALF = 2
-"""Bytes of a number in bfloat16, the format of the arithmetic."""
-TRAINED_BYTES: dict[Strategy, int] = {"none": 20, "ddp": 16, "fsdp": 16}
-"""Bytes of each parameter that trains: ``none`` keeps the weight (2), its gradient (2, and 4 during the update), a
-float32 copy (4) and two moments (8); the others the float32 weight (4), its gradient (4) and two moments (8)."""
-ROWS_OF_LOGITS = 1024
-"""Rows of logits that exist at a time: ``instruction.ROWS_AT_A_TIME``."""
+TRAINED_BYTES = 16
+"""Bytes of each parameter that trains: in float32 the weight (4), its gradient (4) and two moments (8). With arithmetic
+in 16 bits, a device that trains alone keeps weight and gradient in these, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +63,8 @@ class Devices:
     def __post_init__(self) -> None:
         if self.number < 1 or self.micro_batch < 1:
             raise ValueError(f"A plan needs at least 1 device and 1 sample on it, got {self}.")
-        if self.strategy not in TRAINED_BYTES:
-            raise ValueError(f"strategy is {self.strategy!r}; choose one of {', '.join(TRAINED_BYTES)}.")
+        if self.strategy not in get_args(Strategy):
+            raise ValueError(f"strategy is {self.strategy!r}; choose one of {', '.join(get_args(Strategy))}.")
         if self.strategy == "none" and self.number > 1:
             raise ValueError(
                 f"{self.number} devices need the strategy ddp, where each holds the whole model, or fsdp, where each "
@@ -129,7 +127,6 @@ class TrainingPlan:
     num_steps: int | None = None
     measured_on: int = 0
     """How many samples of the data the means are taken over. 0: they are assumed."""
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def accumulate(self) -> int:
@@ -178,7 +175,7 @@ class TrainingPlan:
         if self.num_steps is not None:
             work += f", {_scaled(self.work_per_step * self.num_steps)}FLOP in all"
         lines.append(f"work      {work}")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(lines)
 
 
 def make_plan(
@@ -193,6 +190,7 @@ def make_plan(
     num_steps: int | None = None,
     measured_on: int = 0,
     lora: LoraSettings | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> TrainingPlan:
     """Plan a stage.
 
@@ -207,6 +205,7 @@ def make_plan(
         num_steps: Of the stage.
         measured_on: How many samples of the data ``sizes`` are; 0: they are assumed.
         lora: Low-rank updates.
+        dtype: Number format of the arithmetic.
 
     Raises:
         ValueError: There are no sizes, or the batch is not a multiple of what the devices take at a time.
@@ -230,8 +229,8 @@ def make_plan(
         parts=_parts(counts, stage),
         devices=devices,
         batch=batch,
-        memory=_memory(config, counts, stage, devices, sizes, four_bit=four_bit),
-        work_per_sample=sum(_total(training_flops(config, rates, one, devices.checkpointing, lora)) for one in sizes)
+        memory=_memory(config, counts, stage, devices, sizes, dtype, four_bit=four_bit),
+        work_per_sample=sum(training_flops(config, rates, one, devices.checkpointing, lora).total for one in sizes)
         / len(sizes),
         tokens_per_sample=sum(one.text_tokens + one.frames * config.tokens_per_frame for one in sizes) / len(sizes),
         num_samples=num_samples,
@@ -308,10 +307,6 @@ def _fusion_attention(config: LlavaMiniConfig, num_frames: int, words: int) -> i
     return num_frames * _attention(config, pairs)
 
 
-def _total(work: ByPart) -> int:
-    return work.total
-
-
 def _parts(counts: Mapping[str, int], stage: Stage) -> tuple[PartPlan, ...]:
     found = []
     for part in PARTS:
@@ -336,14 +331,16 @@ def _memory(
     stage: Stage,
     devices: Devices,
     sizes: Sequence[SampleSize],
+    dtype: torch.dtype,
     *,
     four_bit: bool,
 ) -> Memory:
     trained = sum(count for name, count in counts.items() if stage.rate_of(name) > 0)
-    frozen = float(HALF * (sum(counts.values()) - trained))
+    rounded = 2 * dtype.itemsize if devices.strategy == "none" and dtype != torch.float32 else 0
+    frozen = float(dtype.itemsize * (sum(counts.values()) - trained))
     if four_bit:  # half a byte for each, and a scale of one byte for 64 of them
         packed = sum(count for name, count in counts.items() if ".base_layer." in name and "language_model" in name)
-        frozen -= (HALF - 0.5 - 1 / 64) * packed
+        frozen -= (dtype.itemsize - 0.5 - 1 / 64) * packed
     parts = devices.number if devices.strategy == "fsdp" else 1
     passing = 0
     if devices.strategy != "none":
@@ -351,12 +348,12 @@ def _memory(
         for name, count in counts.items():
             layers[_unit(name)] = layers.get(_unit(name), 0) + count
         root = layers.pop("", 0)
-        passing = 2 * HALF * (root + 2 * max(layers.values(), default=0))
+        passing = 2 * dtype.itemsize * (root + 2 * max(layers.values(), default=0))
     return Memory(
         frozen=int(frozen / parts),
-        trained=int(TRAINED_BYTES[devices.strategy] * trained / parts),
+        trained=int((TRAINED_BYTES + rounded) * trained / parts),
         passing=passing,
-        activations=_activations(config, devices, sizes),
+        activations=_activations(config, devices, sizes, dtype),
     )
 
 
@@ -369,7 +366,7 @@ def _unit(name: str) -> str:
     return part if part in ("projector", "reducer") else ""
 
 
-def _activations(config: LlavaMiniConfig, devices: Devices, sizes: Sequence[SampleSize]) -> int:
+def _activations(config: LlavaMiniConfig, devices: Devices, sizes: Sequence[SampleSize], dtype: torch.dtype) -> int:
     """Bytes of the largest micro-batch: what is kept for the way back, and the largest layer at work."""
     text = config.text
     frames = max(one.frames for one in sizes) * devices.micro_batch
@@ -383,12 +380,12 @@ def _activations(config: LlavaMiniConfig, devices: Devices, sizes: Sequence[Samp
     else:
         kept = (text.num_hidden_layers * rows + config.prefusion_num_layers * fused) * layer
     projected = 3 * frames * (config.patches_per_frame + config.tokens_per_frame) * width
-    keys_values = frames * prefusion_bytes_per_frame(config)
+    keys_values = frames * prefusion_bytes_per_frame(config, str(dtype).removeprefix("torch."))
     tower = frames * config.views_per_frame * (config.patches_per_side**2 + 1)
     seeing = tower * (5 * config.vision.hidden_size + 2 * config.vision.intermediate_size)
     supervised = devices.micro_batch * max(one.supervised_tokens for one in sizes)
-    logits = 10 * min(supervised, ROWS_OF_LOGITS) * text.vocab_size  # in 16 bits, in 32, and their gradient
-    return HALF * max(kept + projected, seeing) + keys_values + logits
+    logits = (dtype.itemsize + 8) * min(supervised, ROWS_AT_A_TIME) * text.vocab_size  # and in float32, and a gradient
+    return dtype.itemsize * max(kept + projected, seeing) + keys_values + logits
 
 
 def _gigabytes(size: float) -> str:

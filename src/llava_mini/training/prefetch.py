@@ -27,19 +27,22 @@ class Prefetch(Generic[Batch]):
     Use it as a context manager, or call ``close``: processes end there.
     """
 
-    def __init__(self, make: Callable[[int], Batch], *, end: int = sys.maxsize, workers: int = 0) -> None:
+    def __init__(
+        self, make: Callable[[int], Batch], *, end: int = sys.maxsize, workers: int = 0, ahead: int = 1
+    ) -> None:
         """Wrap a function.
 
         Args:
             make: Its result depends on the step alone. With workers it is pickled, and so are its results.
             end: Steps from here on are not made ahead.
             workers: Processes that make batches, each one thread wide. 0: a thread of this process.
+            ahead: So many are made ahead at least; with workers, two for each if that is more.
 
         Raises:
             ChildProcessError: If a process does not start.
         """
         self.end = end
-        self.num_ahead = max(2 * workers, 1)
+        self.num_ahead = max(2 * workers, ahead)
         self._ahead: dict[int, Future[Batch]] = {}
         self._workers: list[_Worker[Batch]] = []
         if workers:
@@ -121,9 +124,11 @@ class _Worker(Generic[Batch]):
         try:
             return pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError) as error:
+            self._process.join(5)
             raise ChildProcessError(
-                "A process that makes batches died. Is the memory full? Start again, with fewer workers. A script of "
-                "your own has to begin training under: if __name__ == '__main__'."
+                f"A process that makes batches died with exit code {self._process.exitcode}. Is the memory full (-9)? "
+                "Start again, with fewer workers. Did a file crash its decoder (-11)? llava-mini data check names it. "
+                "A script of your own has to begin training under: if __name__ == '__main__'."
             ) from error
 
     def close(self) -> None:

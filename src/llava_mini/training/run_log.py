@@ -55,11 +55,12 @@ class RunLog:
             tracker: Is told the same, besides the file.
             silent: Write and show nothing, as all processes of a run but the first do.
         """
+        self.path = folder / "log.jsonl"
         if not silent:
             folder.mkdir(parents=True, exist_ok=True)
+            _end_last_line(self.path)
         self.tracker = tracker
         self.silent = silent
-        self.path = folder / "log.jsonl"
         self.terminal = terminal or sys.stderr
         self.every_seconds = every_seconds
         self.phases = phases
@@ -176,6 +177,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             continue
         lines[line.get("phase"), line.get("step")] = line
     return list(lines.values())
+
+
+def _end_last_line(path: Path) -> None:
+    """Let the next line begin a line, where a kill or a full disk cut off the last one."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
 
 
 def _tells_its_width(terminal: TextIO) -> bool:

@@ -1,21 +1,24 @@
 """The two ways in which a phase keeps its checkpoints, behind one face.
 
-A small model of one process keeps one file, which a kill leaves whole, and which needs no room for a second. Anything
-else keeps folders (``folders.py``): every process writes its own part, and another number of processes reads them.
+A small model of one process keeps one file, which each checkpoint replaces and a kill leaves whole. Anything else keeps
+folders (``folders.py``): every process writes its own part, and another number of processes reads them. The tensors are
+the same in both.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from llava_mini.training.checkpoints import (
     Facts,
+    fill,
     random_states,
     read_checkpoint,
     read_facts,
     restore_random_states,
+    state_of,
+    weights_of,
     write_checkpoint,
 )
 from llava_mini.training.folders import CheckpointFolders, load_folder, newest_folder, read_folder_facts
@@ -24,6 +27,9 @@ from llava_mini.training.world import World
 
 CHECKPOINT = "checkpoint.safetensors"
 """Name of the file that a phase of one process goes on from."""
+
+SAME = ("phase", "num_steps", "micro_batches", "data")
+"""Facts of a phase that stay as they were when it goes on."""
 
 
 def progress_of(folder: Path) -> tuple[int, float]:
@@ -38,8 +44,9 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     if newest := newest_folder(folder):
         load_folder(module, newest)
         return
-    tensors, _ = read_checkpoint(folder / CHECKPOINT)
-    _load_module(module, tensors)
+    path = folder / CHECKPOINT
+    tensors, _ = read_checkpoint(path)
+    fill(path, {name: value for name, value in tensors.items() if name.startswith("module.")}, weights_of(module))
 
 
 class Store(Protocol):
@@ -66,7 +73,7 @@ class Store(Protocol):
             Its facts, or those of a fresh start.
 
         Raises:
-            ValueError: If it is damaged, or of another phase.
+            ValueError: If it is damaged, or of another phase or other data.
         """
         ...
 
@@ -116,16 +123,16 @@ class _OneFile:
             self.save(module, optimizer, expected)
         tensors, facts = read_checkpoint(self.path)
         _check_facts(self.path, facts, expected)
-        _load_module(module, tensors)
-        optimizer.restore(_part(tensors, "optimizer."))
-        restore_random_states(_part(tensors, "random."))
+        random = {name: value for name, value in tensors.items() if name.startswith("random.")}
+        stored = {name: value for name, value in tensors.items() if name not in random}
+        fill(self.path, stored, state_of(module, optimizer))
+        optimizer.go_on(facts["step"])
+        restore_random_states({name.removeprefix("random."): value for name, value in random.items()})
         return facts
 
     def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
-        tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
-        tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
-        tensors |= {f"random.{name}": value for name, value in random_states().items()}
-        write_checkpoint(self.path, tensors, facts)
+        random = {f"random.{name}": value for name, value in random_states().items()}
+        write_checkpoint(self.path, {**state_of(module, optimizer), **random}, facts)
 
 
 class _Folders:
@@ -146,27 +153,20 @@ class _Folders:
         newest = self.checkpoints.newest()
         if newest is None:
             return expected
-        _check_facts(newest, read_folder_facts(newest), expected)
-        return self.checkpoints.load(newest, module, optimizer)
+        path, facts = newest
+        _check_facts(path, facts, expected)
+        self.checkpoints.load(path, facts["step"], module, optimizer)
+        return facts
 
     def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
         self.checkpoints.save(module, optimizer, facts)
 
 
 def _check_facts(path: Path, facts: Facts, expected: Facts) -> None:
-    known = {name: expected[name] for name in ("phase", "num_steps", "micro_batches")}
-    found = {"micro_batches": 1, **{name: facts.get(name) for name in known if name in facts}}
-    if found != known:
+    if differing := [name for name in SAME if facts.get(name) != expected[name]]:
+        found, wanted = ({name: one.get(name) for name in differing} for one in (facts, expected))
         what = "folder" if path.is_dir() else "file"
         raise ValueError(
-            f"{path} holds {found} but this run has {known}. Give another folder, remove the {what}, or keep "
-            "accumulate times the number of processes as it was."
+            f"{path} holds {found} but this run has {wanted}. Give another folder, remove the {what}, or keep "
+            "accumulate times the number of processes, the steps and the data as they were."
         )
-
-
-def _load_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    module.load_state_dict(_part(tensors, "module."))
-
-
-def _part(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
-    return {name.removeprefix(beginning): value for name, value in tensors.items() if name.startswith(beginning)}

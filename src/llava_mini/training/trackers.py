@@ -1,8 +1,11 @@
 """Where measurements go besides ``log.jsonl``: TensorBoard or Weights & Biases, which are guests."""
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
+
+from llava_mini.training.checkpoints import write_text
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 
@@ -19,13 +22,12 @@ class Tracker(Protocol):
         ...
 
 
-def open_tracker(name: str, folder: Path, *, project: str = "llava-mini") -> Tracker | None:
+def open_tracker(name: str, folder: Path) -> Tracker | None:
     """Return the tracker of a run, None for ``none``.
 
     Args:
         name: One of ``TrackerName``.
         folder: Of the run; its name is the name of the run, and what a tracker writes lies in it.
-        project: Of Weights & Biases.
 
     Raises:
         ValueError: There is no such tracker.
@@ -36,7 +38,7 @@ def open_tracker(name: str, folder: Path, *, project: str = "llava-mini") -> Tra
     if name == "tensorboard":
         return _TensorBoard(folder)
     if name == "wandb":
-        return _WeightsAndBiases(folder, project)
+        return _WeightsAndBiases(folder)
     raise ValueError(f"There is no tracker {name!r}; choose one of {', '.join(get_args(TrackerName))}.")
 
 
@@ -58,13 +60,17 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    def __init__(self, folder: Path, project: str) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("Weights & Biases is not installed. Install llava-mini[wandb].") from error
-        # The same id at every start: a run that goes on after a kill is one run there, too.
-        self._run = wandb.init(project=project, name=folder.name, id=folder.name, resume="allow", dir=str(folder))
+        identity = folder / "wandb.id"  # a run that goes on after a kill is one run there, too
+        if not identity.exists():
+            write_text(identity, uuid.uuid4().hex)
+        self._run = wandb.init(
+            project="llava-mini", name=folder.name, id=identity.read_text(), resume="allow", dir=str(folder)
+        )
 
     def write(self, facts: Mapping[str, Any]) -> None:
         self._run.log({**numbers_of(facts), f"{facts['phase']}/step": facts["step"]})

@@ -37,6 +37,8 @@ QUARANTINE = "quarantine.jsonl"
 NAMED_SAMPLES = 20
 """Most samples that an error names."""
 
+OTHER_RATES = "Lower the learning rates of the stage, or look at the data of this step."
+
 Batch = TypeVar("Batch")
 
 
@@ -52,7 +54,8 @@ class Task(Protocol):
     def make_batch(self) -> Callable[[int], Any]:
         """Returns the micro-batch of a number. Can be pickled, without the module in it.
 
-        A micro-batch may have ``ids`` and ``damaged``: names of the samples in it, and those that were left out.
+        It may have a ``fingerprint``, which is equal for equal data in equal order: a run goes on with no other. A
+        micro-batch may have ``ids`` and ``damaged``: names of the samples in it, and those that were left out.
         """
         ...
 
@@ -135,8 +138,8 @@ def train_phase(
 
     Raises:
         ValueError: If the loss is zero, the loss or the gradient is not finite, or a step supervises nothing (the
-            message names step and samples), too many samples are damaged, the checkpoint belongs to another phase, or
-            the rules do not fit the parameters.
+            message names step and samples), too many samples are damaged, the checkpoint belongs to another phase or
+            other data, the processes read different data, or the rules do not fit the parameters.
         OSError: If a checkpoint could not be written. Those before it are whole.
         ChildProcessError: If another process of the run has ended.
         KeyboardInterrupt: After Ctrl-C, if the interruption takes it over.
@@ -171,6 +174,7 @@ class _Phase:
         self._weights: list[float] = []
         """Of each of them."""
         self._weigh = task.weight if isinstance(task, WeighingTask) else None
+        self.data = self._agreed_data()
         self.store = store_of(folder, settings.keep_last, world)
         self.store.open()
         if world.size == 1:
@@ -181,14 +185,13 @@ class _Phase:
         self.optimizer = MasterAdamW(apply_stage(task.module.named_parameters(), settings.stage), settings.optimizer)
         if world.rank:
             torch.manual_seed((torch.initial_seed() + world.rank) % 2**63)  # or all would drop out the same
-        facts = self.store.resume(task.module, self.optimizer, self._facts(Position()))
+        path = folder / QUARANTINE if world.is_first else None
+        logs = world.each(lambda: QuarantineLog(path, max_share=settings.max_damaged_share))  # all fail if one does
+        self.quarantine = logs[world.rank]
+        self.at = Position()
+        facts = self.store.resume(task.module, self.optimizer, self._facts())
         self.at = Position.from_facts(facts)
-        self.quarantine = QuarantineLog(
-            folder / QUARANTINE if world.is_first else None,
-            max_share=settings.max_damaged_share,
-            num_samples=facts.get("samples", 0),
-            num_damaged=facts.get("damaged", 0),
-        )
+        self.quarantine.num_samples, self.quarantine.num_damaged = facts["samples"], facts["damaged"]
 
     def run(self, log: RunLog, interruption: Interruption, stop_after: int) -> bool:
         settings, at = self.settings, self.at
@@ -196,7 +199,12 @@ class _Phase:
         make = _BatchesOfRank(make=self.task.make_batch, rank=self.world.rank, size=self.world.size)
         with (
             log.phase(settings.name, at.step, settings.num_steps) if self.world.is_first else nullcontext() as progress,
-            Prefetch(make, end=settings.num_steps * settings.accumulate, workers=self.hardware.workers) as batches,
+            Prefetch(
+                make,
+                end=settings.num_steps * settings.accumulate,
+                workers=self.hardware.workers,
+                ahead=settings.accumulate,
+            ) as batches,
             interruption.deferred(),
             self.world.guarded(),  # in here: whoever ends all processes because of one waits until the cause is known
         ):
@@ -205,15 +213,15 @@ class _Phase:
             while at.step < settings.num_steps:
                 first = at.step * settings.accumulate
                 shares = self._draw(lambda number, first=first: batches(first + number))
-                share = rate_share(at.step, settings.num_steps, settings.optimizer)
                 measured = self._compute(shares)
-                norm = self.optimizer.step(share)
                 seconds = time.monotonic() - started_at
                 measured.ends = interruption.is_due(2 * (at.saving_seconds + seconds / (at.step + 1)))
                 measured.saves = time.monotonic() - saved_at > settings.checkpoint_seconds
                 gathered = self.world.gather(measured)
-                losses, right = self._checked(gathered, norm, shares)
-                at.advance(losses, right, seconds)
+                losses, right = self._checked(gathered, shares)
+                share = rate_share(at.step, settings.num_steps, settings.optimizer)
+                norm = self._update(share, shares)
+                at.advance(losses, right, time.monotonic() - started_at)
                 finished = at.step == settings.num_steps
                 if self.world.is_first:
                     self._report(log, progress, share, norm, losses["loss"])
@@ -222,7 +230,7 @@ class _Phase:
                 ends = finished or any(one.ends for one in gathered)
                 if ends or gathered[0].saves:
                     started_saving = time.monotonic()
-                    self.store.save(self.task.module, self.optimizer, self._facts(at))
+                    self.store.save(self.task.module, self.optimizer, self._facts())
                     saved_at = time.monotonic()
                     at.saving_seconds = saved_at - started_saving
                 if ends:
@@ -253,7 +261,7 @@ class _Phase:
         if not math.fsum(share.weight for share in shares) > 0:
             raise ValueError(
                 f"Step {self.at.step} of phase {self.settings.name!r} supervises nothing: no sample has an answer to "
-                f"learn{_named(share.ids for share in shares)}. Look at the labels of these samples."
+                f"learn{_named(_ids_in(shares))}. Look at the labels of these samples."
             )
         return shares
 
@@ -274,28 +282,37 @@ class _Phase:
         self.forward.losses, self._batches = None, []
         return measured
 
-    def _checked(
-        self, gathered: list[Measured], norm: float, shares: list[Share]
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    def _checked(self, gathered: list[Measured], shares: list[Share]) -> tuple[dict[str, float], dict[str, float]]:
         """Return losses and shares of right answers of the step over all processes.
 
         Raises:
-            ValueError: If the loss is zero, or it or the gradient is not finite.
+            ValueError: If the loss is zero or not finite. No weight has changed.
         """
         losses = means([one.losses for one in gathered])
         loss, bad = losses["loss"], [one.bad for one in gathered if one.bad]
-        advice = "Lower the learning rates of the stage, or look at the data of this step."
         if not math.isfinite(loss) or bad:
-            found = f"The loss of phase {self.settings.name!r} is {loss}"
-        elif loss == 0:
-            found = f"The loss of phase {self.settings.name!r} is {loss}"
+            raise self._failure("The loss", loss, bad or _ids_in(shares), OTHER_RATES)
+        if loss == 0:
             advice = "Nothing is answered so exactly: look at the labels, and at what the task computes."
-        elif not math.isfinite(norm):
-            found = f"The length of the gradient of phase {self.settings.name!r} is {norm}"
-        else:
-            return losses, means([one.right for one in gathered])
-        samples = _named(bad or [share.ids for share in shares])
-        raise ValueError(f"{found} at step {self.at.step}{samples}. {self.store.last_good} {advice}")
+            raise self._failure("The loss", loss, _ids_in(shares), advice)
+        return losses, means([one.right for one in gathered])
+
+    def _update(self, share: float, shares: list[Share]) -> float:
+        """Update what trains, and return the length of the gradient.
+
+        Raises:
+            ValueError: If that is not finite. No weight has changed.
+        """
+        norm = self.optimizer.step(share)
+        if not math.isfinite(norm):
+            raise self._failure("The length of the gradient", norm, _ids_in(shares), OTHER_RATES)
+        return norm
+
+    def _failure(self, what: str, value: float, ids: Iterable[tuple[str, ...]], advice: str) -> ValueError:
+        return ValueError(
+            f"{what} of phase {self.settings.name!r} is {value} at step {self.at.step}{_named(ids)}. "
+            f"{self.store.last_good} {advice}"
+        )
 
     def _report(self, log: RunLog, progress: Progress | None, share: float, norm: float, loss: float) -> None:
         settings, at, quarantine = self.settings, self.at, self.quarantine
@@ -318,22 +335,38 @@ class _Phase:
     def _weight(self, batch: Any) -> float:
         return float(self._weigh(batch)) if self._weigh else 1.0
 
-    def _facts(self, at: Position) -> dict[str, Any]:
-        facts = {
+    def _facts(self) -> dict[str, Any]:
+        return {
             "phase": self.settings.name,
             "num_steps": self.settings.num_steps,
             "micro_batches": self.settings.accumulate * self.world.size,
-            **at.to_facts(),
+            "data": self.data,
+            **self.at.to_facts(),
+            "samples": self.quarantine.num_samples,
+            "damaged": self.quarantine.num_damaged,
         }
-        return (
-            facts
-            if at.step == 0
-            else facts | {"samples": self.quarantine.num_samples, "damaged": self.quarantine.num_damaged}
-        )
+
+    def _agreed_data(self) -> str:
+        """Return what tells the data from other data; empty if the task does not say.
+
+        Raises:
+            ValueError: If the processes have different data.
+        """
+        found = self.world.gather(getattr(self.task.make_batch, "fingerprint", ""))
+        if others := [rank for rank, one in enumerate(found) if one != found[0]]:
+            raise ValueError(
+                f"Rank {others[0]} reads other data than rank 0, or in another order. Give all machines of the run the "
+                "same data files."
+            )
+        return found[0]
 
 
 def _ids_of(batches: Iterable[Any]) -> tuple[str, ...]:
     return tuple(name for batch in batches for name in getattr(batch, "ids", ()))
+
+
+def _ids_in(shares: Iterable[Share]) -> list[tuple[str, ...]]:
+    return [share.ids for share in shares]
 
 
 def _named(ids: Iterable[tuple[str, ...]]) -> str:

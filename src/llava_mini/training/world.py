@@ -117,18 +117,6 @@ class World:
         distributed.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        """Wait until all processes have come here."""
-        self.gather(None)
-
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the sum over all processes for each name, in float64 and by rank; names may differ between them."""
-        totals: dict[str, float] = {}
-        for one in self.gather(dict(values)):
-            for name, value in one.items():
-                totals[name] = totals.get(name, 0.0) + value
-        return totals
-
     def each(self, work: Callable[[], Value]) -> list[Value]:
         """Do something in every process, and return what it gave in each, by rank.
 
@@ -173,7 +161,7 @@ class World:
             if not _is_broken_connection(error):
                 self.board.post(_in_one_line(error), f"Rank {self.rank} failed. ")
                 raise
-            raise ChildProcessError(self.board.find_cause()) from error
+            raise ChildProcessError(self.board.find_cause(_in_one_line(error))) from error
 
     @contextmanager
     def speaking_once(self, name: str) -> Iterator[None]:
@@ -195,11 +183,8 @@ class World:
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and not self.board.cause:
                 raise
-            if self.rank == self.board.speaker:
+            if self.board.may_tell():
                 print(f"{name}: {self.board.cause or _in_one_line(error)}", file=sys.stderr, flush=True)
-                self.board.told()
-            else:
-                self.board.wait_until_told()
             raise SystemExit(2) from error
 
     def __enter__(self) -> Self:
@@ -232,11 +217,6 @@ class Board:
         self._processes = [self.store.get(f"process/{other}").decode().rsplit(" ", 1) for other in range(size)]
         """Machine and process of each rank."""
 
-    @property
-    def speaker(self) -> int:
-        """The rank that shows the error: the lowest that is still there."""
-        return min({*range(self.size)} - self.lost)
-
     def post(self, cause: str, beginning: str = "") -> None:
         """Leave word of what ends this process.
 
@@ -250,11 +230,14 @@ class Board:
             self.store.set(f"post/{number}", beginning + cause)
             self.store.set(f"ended/{self.rank}", "yes")
 
-    def find_cause(self) -> str:
+    def find_cause(self, symptom: str) -> str:
         """Return why the connection to another process broke, on one line, and leave word of it.
 
         The first word left counts, for all later ones follow from it. A process that was killed leaves none, but on
         the same machine it can be seen to be gone.
+
+        Args:
+            symptom: The error of the connection, on one line.
         """
         until = time.monotonic() + ANSWER_SECONDS
         found = ""
@@ -268,21 +251,29 @@ class Board:
                         time.sleep(0.05)
         except (RuntimeError, OSError):
             found = self._killed() or "The process that holds the rendezvous has ended, or cannot be reached."
-        found = found or self._silent()
+        lost = (
+            f"The processes lost one another, though none has ended ({symptom}). Was one of them busy for longer than "
+            "the others wait? The same command goes on from the last checkpoint."
+        )
+        found = found or self._silent() or lost
         self.post(found)
         return found
 
-    def told(self) -> None:
-        """Let the others end: the error is on the terminal."""
-        with suppress(RuntimeError, OSError):
-            self.store.set("told", "yes")
+    def may_tell(self) -> bool:
+        """Return whether this process shows the error, after giving the lowest rank that is still there time to do so.
 
-    def wait_until_told(self) -> None:
-        """Wait until the error is on the terminal; a launcher ends all processes when the first one ends."""
+        That one may not have noticed: over NCCL a process waits in a kernel for one that has ended.
+        """
+        lowest = min({*range(self.size)} - self.lost)
         until = time.monotonic() + ANSWER_SECONDS
-        with suppress(RuntimeError, OSError):
-            while time.monotonic() < until and not self.store.check(["told"]):
+        try:
+            while self.rank != lowest and time.monotonic() < until:
+                if self.store.check(["told"]):
+                    return False
                 time.sleep(0.05)
+            return self.store.add("told", 1) == 1
+        except (RuntimeError, OSError):  # the store has ended
+            return self.rank == lowest
 
     def _killed(self) -> str:
         """Name the processes of this machine that are gone."""
@@ -301,8 +292,10 @@ class Board:
         others = [rank for rank, (host, _) in enumerate(self._processes) if host != self.host]
         silent = {rank for rank in others if not self.store.check([f"ended/{rank}"])}
         self.lost |= silent
+        if not silent:
+            return ""
         return (
-            f"{self._names(silent or others)} ended without a word, or the network to that machine failed. The same "
+            f"{self._names(silent)} ended without a word, or the network to that machine failed. The same "
             "command goes on from the last checkpoint."
         )
 
