@@ -19,6 +19,7 @@ from tests.training.ranks import SECONDS, free_port
 from tests.training.tuning import measured, train
 
 ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 ON_HOST = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
@@ -59,6 +60,11 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
+def environment_of_tests():
+    path = os.pathsep.join([str(ROOT), str(Path(llava_mini.__file__).parents[1])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 def run_on_two_hosts(folder, *arguments):
     """Return exit code and standard error of ``torchrun`` on each host."""
     with hosts(folder) as both:
@@ -67,9 +73,7 @@ def run_on_two_hosts(folder, *arguments):
         for before, address, interface in both:
             command = [
                 *before,
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
+                *TORCHRUN,
                 "--nnodes",
                 "2",
                 "--nproc-per-node",
@@ -86,12 +90,7 @@ def run_on_two_hosts(folder, *arguments):
                 "tests.training.two_hosts",
                 *map(str, arguments),
             ]
-            environment = {
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(llava_mini.__file__).parents[1])]),
-                "GLOO_SOCKET_IFNAME": interface,
-                "OMP_NUM_THREADS": "1",
-            }
+            environment = {**environment_of_tests(), "GLOO_SOCKET_IFNAME": interface}
             agents.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT))
         try:
             told = [agent.communicate(timeout=SECONDS)[1] for agent in agents]
@@ -114,3 +113,16 @@ def test_a_process_that_is_killed_on_one_host_ends_the_other(tmp_path):
     lines = [line for _, text in ends for line in text.splitlines() if line.startswith("llava-mini: ")]
     assert len(lines) == 1
     assert "ended without a word" in lines[0]
+
+
+def test_torchrun_starts_killed_processes_again_and_the_run_goes_on_by_itself(tmp_path):
+    flags = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "tests.training.two_hosts"]
+    command = [*TORCHRUN, *flags, str(tmp_path / "run"), "fsdp", "7"]
+    ended = subprocess.run(
+        command, env=environment_of_tests(), capture_output=True, text=True, cwd=ROOT, timeout=SECONDS
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "ended without a word: killed" in ended.stderr
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 6  # no step was taken twice
+    expected = train(World(), tmp_path / "alone", accumulate=2)
+    torch.testing.assert_close(torch.tensor(measured(tmp_path / "run")), torch.tensor(expected), rtol=2e-5, atol=1e-6)

@@ -1,10 +1,12 @@
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch.distributed import HashStore
 
 from llava_mini.training import world as world_module
-from llava_mini.training.world import Board, World
+from llava_mini.training.world import Board, World, name_of_start
 from tests.training.ranks import run_ranks
 
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -81,3 +83,23 @@ def test_processes_that_lost_one_another_and_all_live_say_so(monkeypatch):
     store.set("process/1", f"{Board(store, 0, 1).host} {os.getpid()}")
     cause = Board(store, 0, 2).find_cause("RuntimeError: Timed out")
     assert cause.startswith("The processes lost one another, though none has ended (RuntimeError: Timed out). Was one")
+
+
+def test_processes_that_are_started_again_share_a_name_that_the_dead_ones_did_not_have():
+    store = HashStore()
+
+    def come(rank):
+        time.sleep(0.2 * rank)  # meanwhile the store holds what a dead one drew
+        return name_of_start(store, rank, 3, seconds=10)
+
+    with ThreadPoolExecutor(3) as pool:
+        starts = [set(pool.map(come, range(3))) for _ in range(3)]
+    assert [len(names) for names in starts] == [1, 1, 1]
+    assert len(set.union(*starts)) == 3
+
+
+def test_a_process_that_the_others_do_not_join_says_so():
+    store = HashStore()
+    store.set("start/1", "of a dead one")
+    with pytest.raises(ChildProcessError, match="Not all of the 2 processes came within 0 seconds"):
+        name_of_start(store, 0, 2, seconds=0.2)

@@ -6,11 +6,13 @@ alone would wait for the others until its time is up.
 """
 
 import gc
+import hashlib
 import os
 import re
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -71,6 +73,7 @@ class World:
 
         Raises:
             ValueError: If some of the variables of ``torchrun`` are missing, or there are fewer GPUs than processes.
+            ChildProcessError: If another process does not come in time.
         """
         kind = device.type if device else "cuda" if torch.cuda.is_available() else "cpu"
         size = int(environment.get("WORLD_SIZE", "1"))
@@ -94,6 +97,7 @@ class World:
         timeout = timedelta(minutes=minutes)
         place = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
         store, _, _ = next(iter(rendezvous(place, rank, size, timeout=timeout)))
+        store = PrefixStore(name_of_start(store, rank, size, seconds=60 * minutes), store)
         distributed.init_process_group(
             backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
             store=store,
@@ -303,6 +307,31 @@ class Board:
         named = [(rank, *self._processes[rank]) for rank in sorted(ranks)]
         text = " and ".join(f"rank {rank} (process {pid} on {host.split('/')[0]})" for rank, host, pid in named)
         return text[:1].upper() + text[1:]
+
+
+def name_of_start(store: Store, rank: int, size: int, *, seconds: float) -> str:
+    """Return a name that the processes of this start have in common, and those of no other.
+
+    When ``torchrun`` starts processes again, its store still holds what the dead ones left. So each draws a name, and
+    all take that of the whole only when each has signed it: with what a dead one drew, it stays unsigned.
+
+    Raises:
+        ChildProcessError: If that takes longer than so many seconds.
+    """
+    store.set(f"start/{rank}", uuid.uuid4().hex)
+    until = time.monotonic() + seconds
+    with suppress(RuntimeError, OSError):
+        while time.monotonic() < until:
+            drawn = [store.get(f"start/{other}") for other in range(size)]
+            name = hashlib.blake2b(b"".join(drawn), digest_size=16).hexdigest()
+            store.set(f"{name}/{rank}", "signed")
+            if store.check([f"{name}/{other}" for other in range(size)]):
+                return name
+            time.sleep(0.05)
+    raise ChildProcessError(
+        f"Not all of the {size} processes came within {seconds:.0f} seconds. Look for the error of another one, and "
+        "whether all machines reach the address that torchrun was given."
+    )
 
 
 def _is_broken_connection(error: BaseException) -> bool:
