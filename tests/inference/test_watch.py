@@ -1,11 +1,13 @@
 """A watched stream is answered as the same frames in a film are, in memory that does not grow."""
 
+import gc
 import itertools
 import socket
 import threading
 import time
 
 import pytest
+import torch
 
 from llava_mini.inference.engine import Engine
 from llava_mini.inference.settings import NO_CACHING, Caching
@@ -68,19 +70,32 @@ def test_answers_at_any_moment_are_those_about_the_frames_so_far(parts, film, me
                 answer = "".join(stream)
                 seen = images[: moment.frames][-window if window else 0 :]
                 assert answer == plain.ask(question, [{"type": "video", "video": seen}], max_tokens=LENGTH).text
-                assert stream.stats.frames == len(seen)
+                assert stream.stats.frames == stream.stats.cached_frames == len(seen)
+                measured = {part for part, seconds in stream.stats.seconds.items() if seconds > 0}
+                from_cache = {"media"} if memory.startswith("all") else set()
+                assert measured == {"prefusion", "prefill", "generation"} | from_cache
                 asked += 1
     assert watch.moment.frames == len(images) == 20
     assert watch.moment.time == 9.5
     assert asked > 1
 
 
+def bytes_of_tensors():
+    """What all tensors of this process hold."""
+    storages = (one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), torch.Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def test_an_hour_is_watched_in_flat_memory(parts, tmp_path):
     hour = write_film(tmp_path / "hour.avi", seconds=3600, rate=1)
-    engine = Engine(*parts)
+    engine, held = Engine(*parts), []
     with engine.watch(hour, window=16, speed=3600, waiting=4000, max_tokens=2) as watch:
-        for _ in watch:
+        for moment in watch:
             assert len(watch._kept) <= 16
+            if moment.frames > 1000 * len(held):
+                held.append(bytes_of_tensors())
+    assert len(held) == 4
+    assert held[3] < held[0] + 2e5
     assert watch.moment.frames == 3600
     assert watch.moment.time == 3599
     assert watch.ask("What?").stats.frames == 16

@@ -74,7 +74,7 @@ class FrameReader:
             media: what to read.
             text: [N, D], from ``model.text_before_frames``.
             reading: is told what was read.
-            clock: is told the seconds of decoding, as far as it was waited for, and of the vision side.
+            clock: is told the seconds of decoding, as far as it was waited for, of the cache, and of the vision side.
             count: called before the model works on a chunk.
         """
         turn = self.cache.new_turn()
@@ -88,14 +88,14 @@ class FrameReader:
             num_before, is_last = len(reading.keys), slot == len(media) - 1
             for start in range(0, len(known), self.model.frames_per_pass):
                 pixels = known[start : start + self.model.frames_per_pass]
-                found = [self._get(self._key(one, rest), turn) for one in pixels]
+                found = clock.timed("media", self._find)([self._key(one, rest) for one in pixels], turn)
                 whole = [tensors for tensors in found if tensors is not None]
                 if len(whole) < len(found):
                     break  # a file of the cache was damaged
                 count(len(pixels), num_before + len(known) if is_last else None)
                 pixels_seen += pixels
                 reading.num_cached += len(pixels)
-                yield SeenChunk(seen=self._restored(whole, text), slot=slot)
+                yield SeenChunk(seen=self._restored(whole, text, clock), slot=slot)
             if not known or len(pixels_seen) < len(known):
                 for chunk, pixels in self._decoded(media, slot, clock, skip=len(pixels_seen)):
                     total = num_before + chunk.total if is_last and chunk.total is not None else None
@@ -106,7 +106,7 @@ class FrameReader:
                 self._pixels_of_file.pop(fingerprint, None)
                 self._pixels_of_file[fingerprint] = tuple(pixels_seen)
                 while len(self._pixels_of_file) > _MOST_FILES:
-                    del self._pixels_of_file[next(iter(self._pixels_of_file))]
+                    self._pixels_of_file.pop(next(iter(self._pixels_of_file)), None)
             reading.keys += [self._key(pixels, rest) for pixels in pixels_seen]
 
     def keep(self, pixel_values: Tensor, text: Tensor) -> list[str]:
@@ -116,22 +116,22 @@ class FrameReader:
         self._see(chunk, pixels, rest, text, self.cache.new_turn(), Reading(), Clock({}, self.model.device))
         return [self._key(one, rest) for one in pixels]
 
-    def recall(self, keys: Sequence[str], text: Tensor) -> Iterator[SeenFrames]:
-        """Give the frames that were kept under some keys, one after another.
+    def recall(self, keys: Sequence[str], text: Tensor, clock: Clock) -> Iterator[SeenFrames]:
+        """Give the frames that were kept under some keys, one after another, and tell the clock how long it took.
 
         Raises:
             ValueError: one is not in the cache any more.
         """
         turn = self.cache.new_turn()
         for number, key in enumerate(keys):
-            tensors = self.cache.get(key, turn, self.model.device)
+            (tensors,) = clock.timed("media", self._find)([key], turn)
             if tensors is None:
                 raise ValueError(
                     f"Frame {number} of {len(keys)} is no longer in the cache, which has room for "
                     f"{self.cache.max_bytes} bytes in memory and {self.cache.folder or 'no folder'} on disk. Give the "
                     "engine a folder where it can keep all frames, or watch with a window."
                 )
-            yield self._restored([tensors], text)
+            yield self._restored([tensors], text, clock)
 
     def _decoded(
         self, media: MediaStream, slot: int, clock: Clock, skip: int
@@ -148,7 +148,8 @@ class FrameReader:
                 drop, skip = min(skip, len(chunk.pixel_values)), max(skip - len(chunk.pixel_values), 0)
                 pixels = chunk.pixel_values[drop:]
                 if len(pixels):
-                    yield FrameChunk(pixel_values=pixels, slot=slot, total=chunk.total), _digests(pixels)
+                    digests = clock.timed("media", _digests)(pixels)
+                    yield FrameChunk(pixel_values=pixels, slot=slot, total=chunk.total), digests
 
     def _see(
         self,
@@ -163,10 +164,11 @@ class FrameReader:
         """Return the frames of a chunk, from the cache or by the model; the same picture is seen once."""
         keys = [self._key(one, rest) for one in pixels]
         different = list(dict.fromkeys(keys))
-        found = {key: tensors for key in different if (tensors := self._get(key, turn)) is not None}
+        at_hand = zip(different, clock.timed("media", self._find)(different, turn), strict=True)
+        found = {key: tensors for key, tensors in at_hand if tensors is not None}
         missing = [key for key in different if key not in found]
         reading.num_cached += len(keys) - len(missing)
-        parts = [self._restored(list(found.values()), text)] if found else []
+        parts = [self._restored(list(found.values()), text, clock)] if found else []
         for start in range(0, len(missing), self.model.frames_per_pass):
             some = missing[start : start + self.model.frames_per_pass]
             rows = [keys.index(key) for key in some]
@@ -177,18 +179,22 @@ class FrameReader:
             for index, key in enumerate(some if self.cache.keeps_anything else ()):
                 one = parts[-1].part(index, index + 1)
                 kept = {"features": features[index : index + 1]} if self.kept == "features" else one.to_tensors()
-                self.cache.put(key, kept, turn)
+                clock.timed("media", self.cache.put)(key, kept, turn)
         order = [*found, *missing]
         return SeenFrames.join(parts).take([order.index(key) for key in keys])
 
-    def _get(self, key: str, turn: int) -> Tensors | None:
-        return self.cache.get(key, turn, self.model.device) if self.cache.keeps_anything else None
+    def _find(self, keys: Sequence[str], turn: int) -> list[Tensors | None]:
+        """What the cache has under some keys."""
+        if not self.cache.keeps_anything:
+            return [None] * len(keys)
+        return [self.cache.get(key, turn, self.model.device) for key in keys]
 
-    def _restored(self, frames: Sequence[Tensors], text: Tensor) -> SeenFrames:
+    def _restored(self, frames: Sequence[Tensors], text: Tensor, clock: Clock) -> SeenFrames:
         """Return frames from what was kept of them."""
         if self.kept == "features":
             features = torch.cat([tensors["features"] for tensors in frames])
-            return self.model.read_first(*self.model.reduce_frames(features), text)
+            patches, reduced = clock.timed("reduction", self.model.reduce_frames)(features)
+            return clock.timed("prefusion", self.model.read_first)(patches, reduced, text)
         return SeenFrames.join([SeenFrames.from_tensors(tensors) for tensors in frames])
 
     def _key(self, pixels: str, rest: str) -> str:

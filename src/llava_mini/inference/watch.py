@@ -25,7 +25,7 @@ from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, See
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.frame_reader import FrameReader
 from llava_mini.inference.media import user_message
-from llava_mini.inference.stats import Stats
+from llava_mini.inference.stats import Clock, Stats
 from llava_mini.inference.video_stream import LiveSource
 from llava_mini.model.streamed import StreamedFusion
 from llava_mini.processor.processor import LlavaMiniProcessor
@@ -133,24 +133,26 @@ class Watch(Iterator[Moment]):
             )
         if self.moment.frames == 0:
             raise ValueError("Nothing was seen yet. Wait for the first frame.")
-        with self._lock:
-            prompt = self._prompt(question)
         stats = Stats()
-        stats.frames = prompt.num_frames[0]
+        clock = Clock(stats.seconds, self._model.device)
+        with self._lock:
+            prompt = self._prompt(question, clock)
+        stats.frames = stats.cached_frames = prompt.num_frames[0]
         stats.vision_tokens = stats.frames * self._model.config.tokens_per_frame
         stats.text_tokens = prompt.input_ids.shape[1] - stats.vision_tokens
         return AnswerStream(self._respond(prompt, stats), stats)
 
     @torch.inference_mode()
-    def _prompt(self, question: str | None) -> FusedPrompt:
+    def _prompt(self, question: str | None, clock: Clock) -> FusedPrompt:
         if question is None:
             assert self._fusion is not None
-            return self._fusion.prompt()
+            return clock.timed("prefusion", self._fusion.prompt)()
         self._check_length(question, len(self._kept) or len(self._keys))
         fusion = self._new_fusion(question)
-        for seen in self._kept if self.window is not None else self._reader.recall(self._keys, self._beginning):
-            fusion.add(SeenChunk(seen=seen, slot=0))
-        return fusion.prompt()
+        all_frames = self._reader.recall(self._keys, self._beginning, clock)
+        for seen in self._kept if self.window is not None else all_frames:
+            clock.timed("prefusion", fusion.add)(SeenChunk(seen=seen, slot=0))
+        return clock.timed("prefusion", fusion.prompt)()
 
     def _check_length(self, question: str, frames: int) -> None:
         """Refuse a prompt that leaves no room for an answer."""
