@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,7 @@ from llava_mini.evaluation.card import read_scores
 from llava_mini.evaluation.exact_match import CAPTION_KINDS, Mark, Score
 from llava_mini.inference import devices
 from llava_mini.inference.memory import meta_model
+from llava_mini.processor.video import FrameSampling, frames_of
 from llava_mini.recipes import tiny
 from llava_mini.training.devices import Hardware
 from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
@@ -327,6 +329,51 @@ def test_a_destination_that_exists_is_refused(folder, tmp_path, capsys):
     for arguments in (["convert", folder, tmp_path], ["export", tmp_path, "--model", folder]):
         assert run(*arguments) == 2
         assert "exists already" in capsys.readouterr().err
+
+
+def test_watch_answers_again_and_again_and_tells_what_was_seen(folder, files, capsys):
+    flags = ("--model", folder, "--max-tokens", 3, "--every", 2, "--speed", 20)
+    assert run("watch", "what?", "film.mp4", *flags) == 0
+    told = capsys.readouterr()
+    assert re.findall(r"^\[(.*?)\] ", told.out, re.MULTILINE) in (["00:00:00", "00:00:02"], ["00:00:01", "00:00:02"])
+    assert told.err.splitlines()[-1] == "(3 frames seen)"
+    seen = [frame.image for frame in frames_of(files / "film.mp4", FrameSampling(all_frames=True))][::4]
+    assert told.out.endswith(f"[00:00:02] {answer([{'type': 'video', 'video': seen}], 3)}\n")
+
+
+@pytest.mark.parametrize("flags", [("--window", 2), ("--keep", "seen")])
+def test_lines_that_are_typed_while_watching_are_questions_too(folder, files, capsys, monkeypatch, flags):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("  \nwhat?\n" + "why? " * 300 + "\nwhere?\n"))
+    flags = (*flags, "--model", folder, "--max-tokens", 3, "--every", 60, "--speed", 20)
+    assert run("watch", "what?", "film.mp4", *flags) == 0
+    told = capsys.readouterr()
+    assert told.out.count("[00:00:0") == 4  # at first and at last, and two that were typed
+    assert "frames and the question make a prompt of" in told.err
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["what?", "nowhere.mp4"], "no file 'nowhere.mp4'"),
+        (["what?", "notes.txt"], "neither an image nor a video"),
+        ([" ", "film.mp4"], "question is empty"),
+        (["what?", "film.mp4", "--every", 0], "--every takes a number of seconds above 0"),
+        (["what?", "film.mp4", "--every", "nan"], "--every takes a number of seconds above 0"),
+        (["what?", "film.mp4", "--fps", 0], "fps must be a positive number"),
+        (["what?", "film.mp4", "--window", 0], "A window holds at least one frame"),
+        (["what?", "film.mp4", "--max-tokens", 0], "max_tokens must be at least 1"),
+        (["what?", "film.mp4", "--keep", "notes.txt"], "cannot live in"),
+        (["what?", "film.mp4", "--window", 2, "--keep", "seen"], "Give one of the two"),
+    ],
+)
+def test_what_cannot_be_watched_ends_with_2_and_one_sentence(folder, files, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert run("watch", *arguments, "--model", folder) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert sentence in told.err
+    assert told.err.count("\n") == 1
 
 
 def test_bench_prints_tables_and_one_line_of_json_that_it_also_writes(tmp_path, capsys):

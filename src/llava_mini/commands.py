@@ -254,16 +254,13 @@ def watch(
     answered = -math.inf
     with live:
         for moment in live:
-            while not typed.empty():
-                try:
-                    _print_moment(live, typed.get())
-                except ValueError as error:  # of one question; the watch goes on
-                    print(f"llava-mini: {error}", file=sys.stderr)
+            _answer_typed(live, typed)
             if moment.time - answered >= every:
                 _print_moment(live, None if standing else question)
                 answered = moment.time
     if live.moment.time > answered:
         _print_moment(live, None if standing else question)
+    _answer_typed(live, typed)
 
 
 def _pass_on_lines(lines: "SimpleQueue[str]") -> None:
@@ -272,12 +269,21 @@ def _pass_on_lines(lines: "SimpleQueue[str]") -> None:
             lines.put(line.strip())
 
 
+def _answer_typed(live: Watch, typed: "SimpleQueue[str]") -> None:
+    while not typed.empty():
+        try:
+            _print_moment(live, typed.get())
+        except ValueError as error:  # of one question; the watch goes on
+            print(f"llava-mini: {error}", file=sys.stderr)
+
+
 def _print_moment(live: Watch, question: str | None) -> None:
     """Print an answer with the stream's time, and on stderr what was not seen."""
     moment = live.moment
     minutes, seconds = divmod(round(moment.time), 60)
+    answer = live.ask(question)  # a question that cannot be answered is told without a time before it
     print(f"[{minutes // 60:02}:{minutes % 60:02}:{seconds:02}] ", end="")
-    _print_answer(live.ask(question), _FrameCounter())
+    _print_answer(answer, _FrameCounter())
     told = [f"{moment.frames} frames seen"]
     told += [f"{moment.dropped} dropped"] if moment.dropped else []
     told += [f"the context was full {live.began_anew} times, and the answer begun anew"] if live.began_anew else []
