@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -10,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import llava_mini
 import llava_mini_cli
-from tests.tiny_engine import picture, save_tiny
+from tests.tiny_engine import picture, save_tiny, write_film
 
-COMMANDS = ("ask", "chat", "convert", "export", "data", "train", "evaluate", "info", "bench")
+COMMANDS = ("ask", "chat", "watch", "convert", "export", "data", "train", "evaluate", "info", "bench")
 SOURCE = Path(llava_mini_cli.__file__).parent
 ROOT = Path(__file__).parents[1]
 
@@ -108,6 +110,25 @@ def test_ctrl_c_ends_with_130_and_no_traceback(talkative):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert (process.returncode, told) == (130, b"")
+
+
+def test_ctrl_c_in_a_film_leaves_whole_files_in_the_cache_and_nothing_else(talkative, tmp_path):
+    film, cache = write_film(tmp_path / "film.mp4", seconds=600), tmp_path / "cache"
+    process = start(
+        *("ask", "what?", film, "--model", talkative[0], "--all-frames", "--cache", cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while len(list(cache.rglob("*.seen.safetensors"))) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert (process.returncode, told) == (130, b"")
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert 20 <= len(files) < 2400
+    assert not [path.name for path in files if not re.fullmatch(r"[0-9a-f]{40}\.seen\.safetensors", path.name)]
+    assert all(load_file(path) for path in files)
 
 
 def test_a_reader_that_leaves_ends_the_answer_quietly(talkative):

@@ -68,6 +68,15 @@ def test_a_later_question_runs_neither_the_vision_tower_nor_the_tokens_before_it
     assert later.cached_tokens > later.vision_tokens
 
 
+@pytest.mark.parametrize(("kept", "again"), [("keys_values", []), ("features", ["reduction"])])
+def test_the_seconds_of_a_later_question_hold_the_cache_and_what_is_made_again(parts, film, tmp_path, kept, again):
+    engine = Engine(*parts, Caching(frame_bytes=0, folder=tmp_path, kept=kept))
+    engine.ask("One?", [film], max_tokens=2)
+    seconds = engine.ask("Two?", [film], max_tokens=2).stats.seconds
+    measured = [part for part, time in seconds.items() if time > 0]
+    assert measured == ["media", *again, "prefusion", "prefill", "generation"]
+
+
 def test_a_picture_in_memory_is_known_by_its_pixels(parts):
     engine = Engine(*parts)
     engine.ask("One?", [picture(2)], max_tokens=1)
@@ -80,6 +89,8 @@ def other_pictures(tmp_path):
     base = picture(5, (16, 16))
     pixels = np.asarray(base).copy()
     pixels[3, 4, 1] ^= 16
+    last = np.asarray(base).copy()
+    last[-1, -1, -1] ^= 128
     base.save(tmp_path / "a.jpg", quality=90)
     base.save(tmp_path / "b.jpg", quality=60)
     return {
@@ -87,6 +98,7 @@ def other_pictures(tmp_path):
         "rotated": base.transpose(Image.Transpose.ROTATE_180),
         "mirrored": base.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         "one value of one pixel": Image.fromarray(pixels),
+        "the last value of all": Image.fromarray(last),
         "re-encoded": tmp_path / "a.jpg",
         "re-encoded again": tmp_path / "b.jpg",
         "other proportions": base.resize((8, 32)),
@@ -132,6 +144,15 @@ def test_a_file_that_was_overwritten_is_another_file(parts, tmp_path):
     for film in (*films, films[0]):
         shutil.copyfile(film, path)
         os.utime(path, (5, 5))  # the same time stamp each time
+        torch.testing.assert_close(prefill(engine, [path]), prefill(plain, [path]), atol=1e-4, rtol=1e-3)
+
+
+def test_a_file_that_was_overwritten_with_as_many_bytes_is_another_file(parts, tmp_path):
+    engine, plain = Engine(*parts), Engine(*parts, NO_CACHING)
+    path = tmp_path / "picture.bmp"
+    for number in (1, 2, 3):
+        picture(number).save(path)
+        os.utime(path, (5, 5))
         torch.testing.assert_close(prefill(engine, [path]), prefill(plain, [path]), atol=1e-4, rtol=1e-3)
 
 
