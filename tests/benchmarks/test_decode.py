@@ -31,6 +31,12 @@ def test_what_is_no_encoder_of_video_is_refused(codec, told):
         decode.run(Settings(**SMALL, codec=codec))
 
 
+@pytest.mark.parametrize("film", [{"width": 40_000}, {"codec": "mpeg1video", "rate": 7}])
+def test_a_film_that_an_encoder_does_not_make_is_refused(film):
+    with pytest.raises(ValueError, match=r"The encoder \w+ makes no film of \d+ x 48 pixels at \d frames/s"):
+        decode.run(Settings(**{**SMALL, **film}))
+
+
 def test_without_pyav_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install av"):

@@ -101,12 +101,18 @@ def test_a_way_without_enough_memory_to_keep_a_film_has_no_times_and_the_others_
     assert row.split()[4] == "-"
 
 
+def test_a_format_that_does_not_suit_the_device_is_refused():
+    with pytest.raises(ValueError, match="float16 is too slow on a CPU"):
+        video.run(replace(SETTINGS, dtypes=("float32", "float16")))
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         ({"frames": (0,)}, r"frames are numbers from 1 on.*\[0\]"),
         ({"dtypes": ("float8",)}, r"dtypes are some of float32.*\['float8'\]"),
         ({"dtypes": ()}, "dtypes are some of"),
+        ({"dtypes": ("float32", "float32")}, "each of them once"),
         ({"kept_tokens": 43}, "kept words"),
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"size": "huge"}, "no size 'huge'"),

@@ -269,8 +269,9 @@ def test_a_batch_about_different_media_gets_the_answers_that_its_requests_get_al
         assert (answer.stats.frames, answer.stats.answer_tokens) == (alone.stats.frames, alone.stats.answer_tokens)
         assert answer.stats.finish_reason == alone.stats.finish_reason
     assert answers[4].stats.cached_frames == 3
-    with pytest.raises(ValueError, match="at least one"):
-        plain.ask_batch([])
+    for wrong in ([], ["One?"]):
+        with pytest.raises(ValueError, match="at least one, each a Request"):
+            plain.ask_batch(wrong)
 
 
 @pytest.mark.parametrize("questions", [[], "One?", ["One?", " "]])

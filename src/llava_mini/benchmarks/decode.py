@@ -132,8 +132,20 @@ def write_film(path: Path, settings: Settings) -> None:
     """A pattern that moves one way under noise that differs from frame to frame.
 
     Raises:
-        ValueError: PyAV has no such encoder.
+        ValueError: PyAV has no such encoder, or it does not make such films.
     """
+    from av.error import FFmpegError
+
+    try:
+        _encode(path, settings)
+    except FFmpegError as error:
+        raise ValueError(
+            f"The encoder {settings.codec} makes no film of {settings.width} x {settings.height} pixels at "
+            f"{settings.rate} frames/s ({error.strerror}). Try another size, rate or codec."
+        ) from error
+
+
+def _encode(path: Path, settings: Settings) -> None:
     import av
 
     random = np.random.default_rng(0)

@@ -27,7 +27,7 @@ from llava_mini.benchmarks.report import Report, Table, scaled, told, tupled
 from llava_mini.benchmarks.sizes import limit_memory, size_config
 from llava_mini.benchmarks.timing import PARTS, Laps, drained, take_turns
 from llava_mini.evaluation.environment import environment
-from llava_mini.inference.devices import DTYPES, choose_device, keep_freed_memory
+from llava_mini.inference.devices import DTYPES, choose_device, choose_dtype, keep_freed_memory
 from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
@@ -70,8 +70,8 @@ class Settings:
         size_config(self.size)
         if not self.frames or len(set(self.frames)) != len(self.frames) or min(self.frames) < 1:
             raise ValueError(f"frames are numbers from 1 on, each of them once; got {list(self.frames)}.")
-        if not self.dtypes or not {*self.dtypes} <= {*DTYPES}:
-            raise ValueError(f"dtypes are some of {', '.join(DTYPES)}; got {list(self.dtypes)}.")
+        if not self.dtypes or len(set(self.dtypes)) != len(self.dtypes) or not {*self.dtypes} <= {*DTYPES}:
+            raise ValueError(f"dtypes are some of {', '.join(DTYPES)}, each of them once; got {list(self.dtypes)}.")
         if not 0 <= self.kept_tokens < self.text_tokens:
             raise ValueError(
                 f"The kept words are some of the {self.text_tokens} words of the prompt, and a question needs one "
@@ -91,9 +91,11 @@ def run(settings: Settings) -> Report:
     """Measure the memory of all ways one by one, then their times in turns.
 
     Raises:
-        ValueError: there is no such device, or a memory limit without a GPU.
+        ValueError: there is no such device, a number format that does not suit it, or a memory limit without a GPU.
     """
     device = choose_device(settings.device)
+    for dtype in settings.dtypes:
+        choose_dtype(dtype, device, 0)
     limit_memory(settings.memory_limit, device)
     settings = replace(settings, device=str(device))
     # Peaks first: their processes need the room that this one takes for the times.

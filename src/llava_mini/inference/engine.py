@@ -228,8 +228,11 @@ class Engine:
             fps: as in ``ask``.
             all_frames: as in ``ask``.
         """
-        if not requests:
-            raise ValueError("ask_batch takes a list of requests with at least one.")
+        if not requests or not all(isinstance(request, Request) for request in requests):
+            raise ValueError(
+                "ask_batch takes a list of requests with at least one, each a Request(question=..., media=...). For "
+                "several questions about the same media there is ask_all."
+            )
         settings = AnswerSettings(
             max_tokens=max_tokens, temperature=temperature, num_frames=num_frames, fps=fps, all_frames=all_frames
         )

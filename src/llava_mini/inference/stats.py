@@ -40,7 +40,7 @@ class Stats:
     finish_reason: Literal["", "stop", "length"] = ""
     """``stop``: the model ended the answer; ``length``: ``max_tokens`` did. Empty: unfinished."""
     seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    """Seconds by part. ``media`` is what decoding and resizing were waited for, and what finding and keeping frames took;
+    """Seconds by part. ``media`` is what decoding and resizing were waited for, and finding and keeping frames took;
     ``prefill`` lasts to the first token of the answer, ``generation`` from there."""
 
     def __str__(self) -> str:
