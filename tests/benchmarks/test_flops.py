@@ -22,6 +22,20 @@ def test_computed_totals_are_the_printed_ones_but_for_the_misprint(report):
     assert [(row["printed"], row["note"]) for row in wrong] == [(1.81, "misprint of 1.71")]
 
 
+def test_rows_of_the_paper_have_a_first_and_a_later_question_here(report):
+    rows = {row["model"]: row for row in report.results["paper"]}
+    layers = [rows[name] for name in ("no pre-fusion, 1 token", "1 pre-fusion layer", "2 pre-fusion layers")]
+    assert layers[0]["later"] < layers[1]["later"] < layers[2]["later"] < 0.3e12
+    assert all(row["later"] < row["first"] for row in rows.values())
+    ours = report.results["methods"]["LLaVA-Mini, 1 token"]
+    assert rows["LLaVA-Mini"]["first"] == ours["first"]["total"]
+    assert rows["LLaVA-Mini"]["later"] == sum(ours["later"]["23"].values())
+    line = next(line for line in str(report).splitlines() if line.startswith("3 pre-fusion layers"))
+    of_three = rows["3 pre-fusion layers"]
+    shown = [f"{count / 1e12:.2f}" for count in (of_three["computed"], of_three["first"], of_three["later"])]
+    assert line.split()[4:8] == ["1.81", *shown]
+
+
 def test_every_reducer_has_a_row():
     assert {fields["reducer"] for fields in METHODS.values()} == set(get_args(ReducerName))
 
