@@ -1,11 +1,13 @@
 """Tokens one by one are the tokens of ``generate``, and reading may stop at any of them."""
 
 import threading
+import time
 
 import pytest
 import torch
 
 from llava_mini.flow import ModelInputs
+from llava_mini.inference import torch_backend
 from llava_mini.inference.torch_backend import generate_tokens, stop_ids
 from tests.tiny_models import pixels, prompt, tiny_model
 
@@ -71,4 +73,33 @@ def test_an_error_of_the_model_reaches_the_reader(model, fused):
     model.language_model.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(generate_tokens(model, fused, max_tokens=4, temperature=0))
+    assert not workers()
+
+
+def test_an_interruption_while_a_long_prompt_is_read_ends_with_its_piece(model, fused, monkeypatch):
+    pieces, read, interrupted = [], threading.Event(), threading.Event()
+
+    class Interrupted:
+        """In the place of the queue that the reader waits at."""
+
+        def put(self, item):
+            pass
+
+        def get(self):
+            assert read.wait(10)
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    def note(_, __, given, ___):
+        pieces.append(given["inputs_embeds"].shape[1])
+        read.set()
+        assert interrupted.wait(10)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(torch_backend, "PREFILL_TOKENS", 2)
+    monkeypatch.setattr(torch_backend, "SimpleQueue", Interrupted)
+    model.language_model.get_decoder().register_forward_hook(note, with_kwargs=True)
+    with pytest.raises(KeyboardInterrupt):
+        next(generate_tokens(model, fused, max_tokens=4, temperature=0))
+    assert pieces == [2]
     assert not workers()

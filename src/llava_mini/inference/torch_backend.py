@@ -58,15 +58,16 @@ def generate_tokens(
         try:
             with torch.inference_mode():
                 _prefill(model, fused, cache, stop)
-                model.generate(
-                    fused=fused,
-                    past_key_values=cache,
-                    max_new_tokens=max_tokens,
-                    pad_token_id=_pad_token_id(model),
-                    streamer=cast(Any, _Feed(tokens)),
-                    stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
-                    **_sampling(temperature),
-                )
+                if not stop.is_set():  # otherwise all that is left of a long prompt would be read at once
+                    model.generate(
+                        fused=fused,
+                        past_key_values=cache,
+                        max_new_tokens=max_tokens,
+                        pad_token_id=_pad_token_id(model),
+                        streamer=cast(Any, _Feed(tokens)),
+                        stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
+                        **_sampling(temperature),
+                    )
             tokens.put(None)
         except BaseException as error:
             tokens.put(error)
