@@ -94,9 +94,9 @@ def test_the_peak_of_a_process_is_that_of_one_order():
 
 def test_weights_are_updated_when_that_is_asked_for():
     trained = train._Trained(2, replace(SETTINGS, update=True), CPU)
-    before = trained.step("here", again=False)["loss"]
+    before = trained.step(trained.loss_of("here"), "here", again=False)["loss"]
     for _ in range(3):
-        after = trained.step("released", again=False)["loss"]
+        after = trained.step(trained.loss_of("released"), "released", again=False)["loss"]
     assert after < before
 
 
@@ -108,7 +108,7 @@ def test_low_rank_updates_alone_train_in_the_language_model():
     assert of_language
     assert all(".lora_" in name for name in of_language)
     assert any(name.startswith("prefusion") for name in names)
-    assert trained.step("here", again=True)["loss"] > 0
+    assert trained.step(trained.loss_of("here"), "here", again=True)["loss"] > 0
 
 
 @pytest.mark.parametrize(

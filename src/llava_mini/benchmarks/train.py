@@ -13,13 +13,14 @@ precision it takes 16 bytes for each parameter that trains. Peaks come from proc
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llava_mini.benchmarks.film_ways import all_tokens_config, without_reduction
 from llava_mini.benchmarks.floors import measure_rates
@@ -113,9 +114,14 @@ def run(settings: Settings) -> Report:
     steps: dict[_Way, list[dict[str, float]]] = {}
     for stage in settings.stages:
         trained = _Trained(stage, settings, device)
-        rounds = {way: partial(trained.step, way[2], way[1] == "yes") for way in asked if way[0] == stage}
+        losses = {order: trained.loss_of(order) for order in ORDERS}
+        rounds = {
+            way: partial(trained.step, losses[way[2]], way[2], again=way[1] == "yes")
+            for way in asked
+            if way[0] == stage
+        }
         steps |= take_turns(rounds, warmup=settings.warmup, repeats=settings.repeats)
-        del trained, rounds  # before the model of the next stage is made
+        del trained, losses, rounds  # before the model of the next stage is made
     results = {
         "ways": [
             {
@@ -179,7 +185,8 @@ def peak_here(request: str) -> dict[str, int] | None:
     device = torch.device(settings.device)
     limit_memory(settings.memory_limit, device)
     trained = _Trained(stage, settings, device)
-    return peak_of(lambda: trained.step(order, again == "yes"), device)
+    loss_of = trained.loss_of(order)
+    return peak_of(lambda: trained.step(loss_of, order, again=again == "yes"), device)
 
 
 class _Trained:
@@ -196,10 +203,13 @@ class _Trained:
         self.optimizer = MasterAdamW(groups, OptimizerSettings()) if settings.update else None
         self.inputs = make_batch(model.train(), settings.samples, settings.text(stage))
 
-    def step(self, order: OrderName, again: bool) -> dict[str, float]:
+    def loss_of(self, order: OrderName) -> Callable[[], Tensor]:
+        """What an order computes in every step; features that are kept are made here."""
+        return make_loss(order, self.model, self.inputs)
+
+    def step(self, loss_of: Callable[[], Tensor], order: OrderName, *, again: bool) -> dict[str, float]:
         """One step: its seconds and its loss."""
         recompute(self.model, order, again)
-        loss_of = make_loss(order, self.model, self.inputs)
         since = drained(self.model.device)
         loss = loss_of()
         loss.backward()
