@@ -31,9 +31,14 @@ def talkative(tmp_path_factory):
 
 
 def start(*arguments, **streams):
-    """The script in a process of its own."""
+    """The script in a process of its own, which hears Ctrl-C even where these tests run in the background."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "llava_mini_cli", *map(str, arguments)], env=environment, **streams)
+    return subprocess.Popen(
+        [sys.executable, "-m", "llava_mini_cli", *map(str, arguments)],
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **streams,
+    )
 
 
 @pytest.mark.parametrize("arguments", [(), *((command,) for command in COMMANDS)])
