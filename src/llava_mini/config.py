@@ -17,6 +17,13 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedCo
 
 ReducerName = Literal["identity", "average_pool", "query"]
 
+TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
+    "identity": lambda config: config.patches_per_frame,
+    "average_pool": lambda config: config.reducer_grid**2,
+    "query": lambda config: config.reducer_grid**2,
+}
+"""Places in the prompt for one frame, by ``ReducerName``: all its tokens, or the most it can have."""
+
 RELEASED_MODEL_TYPE = "llava_mini_llama"
 """``model_type`` of the configurations published by the authors."""
 
@@ -54,7 +61,9 @@ class LlavaMiniConfig(PreTrainedConfig):
     reducer: str = "query"
     """How the patches of a frame become tokens; a ``ReducerName``. ``identity`` keeps all of them."""
     reducer_grid: int = 1
-    """Tokens per side: a frame becomes ``reducer_grid ** 2`` tokens. Not read by ``identity``."""
+    """Tokens per side: a frame becomes ``reducer_grid ** 2`` tokens. Read by reducers whose tokens form a grid."""
+    reducer_tokens: int = 16
+    """Tokens of a frame. Read by reducers whose tokens form no grid."""
     prefusion_num_layers: int = 4
     """Decoder layers in which the text reads all patches before the language model (section 4.2)."""
     resolution_ratio: int = 1
@@ -89,13 +98,14 @@ class LlavaMiniConfig(PreTrainedConfig):
         for name in ("fuse_token_id_zero", "fuse_answers"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"LlavaMiniConfig.{name} is True or False, got {getattr(self, name)!r}.")
-        for name in ("reducer_grid", "prefusion_num_layers", "resolution_ratio", "image_token_id"):
+        for name in ("reducer_grid", "reducer_tokens", "prefusion_num_layers", "resolution_ratio", "image_token_id"):
             if type(getattr(self, name)) is not int:
                 raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {getattr(self, name)!r}.")
         _one_of("reducer", self.reducer, get_args(ReducerName))
         _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
-        for name, least in (("reducer_grid", 1), ("prefusion_num_layers", 0), ("resolution_ratio", 1)):
+        for name in ("reducer_grid", "reducer_tokens", "prefusion_num_layers", "resolution_ratio"):
+            least = 0 if name == "prefusion_num_layers" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"LlavaMiniConfig.{name} must be at least {least}, got {getattr(self, name)}.")
         vision = self.vision
@@ -157,8 +167,8 @@ class LlavaMiniConfig(PreTrainedConfig):
 
     @property
     def tokens_per_frame(self) -> int:
-        """Q: what a frame costs the language model."""
-        return self.patches_per_frame if self.reducer == "identity" else self.reducer_grid**2
+        """Q: what a frame costs the language model, at most where frames differ."""
+        return TOKENS_PER_FRAME[self.reducer](self)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The language model's configuration, which transformers' ``generate`` asks for."""

@@ -43,7 +43,8 @@ class SeenFrames:
     """
 
     vision: Tensor
-    """[F, Q, D]: what the language model reads in the frames' places."""
+    """[F, Q, D]: what the language model reads in the frames' places. With a reducer that is late (it needs the
+    question, or frames differ in their number of tokens) [F, N, what the reducer reads]."""
     text: Tensor
     """[F, N, D]: the text before the first frame, fused with each frame."""
     keys_values: tuple[KeysValues, ...]

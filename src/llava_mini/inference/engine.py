@@ -378,12 +378,15 @@ class Engine:
                 for chunk in chunks:
                     clock.timed("prefusion", fusion.add)(chunk)
             fused = fusion.prompt()
-        for counts in stats:
+        for row, counts in enumerate(stats):
             counts.cached_frames = reading.num_cached
             for part, seconds in shared.seconds.items():
                 counts.seconds[part] += seconds / len(stats)
+            counts.vision_tokens = int((fused.input_ids[row] == self.model.config.image_token_id).sum())
         context = (self._state.language(), *reading.keys)
-        return [keyed_prompt(fused, row, context) for row in range(len(inputs))]
+        # Frames that are reduced for a question fit no other one.
+        asked = [str(ids) if self.model.reducer.reads_question else "" for ids in fused.input_ids.tolist()]
+        return [keyed_prompt(fused, row, (*context, asked[row])) for row in range(len(inputs))]
 
     def _check_length(self, stats: Stats, num_slots: int) -> None:
         """Refuse a prompt as soon as it is longer than the model's context less one place for the answer."""

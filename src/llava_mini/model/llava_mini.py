@@ -8,6 +8,7 @@ which stays as transformers wrote it (paper, appendix E.3).
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
 from llava_mini.model.projector import Projector
-from llava_mini.model.reducers import QueryReducer, build_reducer
+from llava_mini.model.reducers import QueryReducer, Question, Reduced, build_reducer
 from llava_mini.model.streamed import StreamedFusion
 from llava_mini.model.vision import encode_views, join_crops
 
@@ -56,6 +57,11 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         read_whole(self.language_model.get_output_embeddings())
         config.text_config = self.language_model.config  # one object, so that a changed attention kernel reaches all
         self.prefusion = Prefusion(config.text, config.prefusion_num_layers) if config.prefusion_num_layers else None
+        if self.prefusion is not None and self.reducer.is_late:
+            raise ValueError(
+                f"The reducer {config.reducer!r} needs the question, or gives frames different numbers of tokens, so "
+                "pre-fusion, which sees frames before any question, cannot follow it. Set prefusion_num_layers=0."
+            )
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -102,7 +108,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     # The vision side: does not depend on the question.
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor:
-        """Vision features of frames: [F, V, 3, H, W] to [F, V, patches, E].
+        """Vision features of frames: [F, V, 3, H, W] to [F, V, patches, E], wider if the reducer reads more of it.
 
         Raises:
             ValueError: the number of views or their size is not the configuration's.
@@ -113,7 +119,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"pixel_values has the shape {tuple(pixel_values.shape)}, expected (frames, {views}, 3, height, width) "
                 f"at resolution_ratio {self.config.resolution_ratio}. Use the model's own processor."
             )
-        return encode_views(self.vision_tower, pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])
+        features = encode_views(self.vision_tower, pixel_values.flatten(0, 1), self.reducer.reads)
+        return features.unflatten(0, pixel_values.shape[:2])
 
     def reduce_frames(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
         """Projected rows of frames.
@@ -123,15 +130,45 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
 
         Returns:
             Patches [F, P, D], None if nothing will read them, and reduced tokens [F, Q, D] (with
-            ``identity`` the patches themselves).
+            ``identity`` the patches themselves; with a reducer that is late, what it will read).
+
+        Raises:
+            ValueError: the features lack what the reducer reads besides patches.
         """
-        features = features.to(self.projector.linear_1.weight.dtype)
+        width = self.config.vision.hidden_size
+        if self.reducer.reads and features.shape[-1] == width:
+            raise ValueError(
+                f"The reducer {self.config.reducer!r} reads more of the vision tower than the patches that these "
+                "features hold. Give pixel_values instead."
+            )
+        features = features.to(next(self.projector.parameters()).dtype)
         grid, patches = join_crops(features, self.config.resolution_ratio)
+        if self.reducer.is_late:
+            return None, grid  # [F, N, what the reducer reads]
         if self.config.reducer == "identity":
             projected = self.projector(patches)  # [F, P, D]
             return projected, projected
-        reduced = self.projector(self.reducer(grid).tokens)  # [F, Q, D]
-        return (self.projector(patches) if self.prefusion is not None else None), reduced
+        reduced = self._reduce(grid).tokens  # [F, Q, D]
+        return (self.projector(patches[..., :width]) if self.prefusion is not None else None), reduced
+
+    def _reduce(self, grid: Tensor, *question: Question) -> Reduced:
+        """Reduced tokens at language width of frames [F, N, what the reducer reads]."""
+        if self.reducer.reads_projected:
+            return self.reducer(self.projector(grid), *question)
+        reduced = self.reducer(grid, *question)
+        return replace(reduced, tokens=self.projector(reduced.tokens))
+
+    def frame_tokens(self, vision: Tensor, text: splice.TextRows, prompt_of_frame: Tensor) -> Reduced:
+        """What the language model reads of frames.
+
+        Args:
+            vision: [F, Q, D], or [F, N, what the reducer reads] if it is late: see ``SeenFrames.vision``.
+            text: of the prompts.
+            prompt_of_frame: [F] int64.
+        """
+        if not self.reducer.is_late:
+            return Reduced(vision)
+        return self._reduce(vision, *([text.question.take(prompt_of_frame)] if self.reducer.reads_question else []))
 
     def read(self, patches: Tensor | None, reduced: Tensor, text: Tensor | None) -> Fused:
         """Pre-fusion of frames [F, P, D], [F, Q, D] and their text [F, T, D]; without it, nothing changes."""
@@ -213,16 +250,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         frames = splice.frames_of_prompts(text.is_image, num_frames, self.config.tokens_per_frame)
         prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)
         groups = self._groups(given, prompt_of_frame)
-        tokens, total = self._pass_frames(groups, text.packed.embeds, seen=inputs.features is not None)
-        embeds = text.with_fused(total, frames)
-        return FusedPrompt(
-            inputs_embeds=splice.place_frames(embeds, text.is_image, torch.cat(tokens)) if tokens else embeds,
-            attention_mask=text.mask,
-            input_ids=text.ids,
-            is_fused=text.visible & (frames > 0)[:, None],
-            labels=text.labels,
-            num_frames=tuple(frames.tolist()),
-        )
+        tokens, total = self._pass_frames(groups, text, seen=inputs.features is not None)
+        return splice.fused_prompt(text, text.with_fused(total, frames), tokens, frames)
 
     def text_rows(self, inputs: ModelInputs) -> splice.TextRows:
         """Embed the text of some prompts, and find what pre-fusion reads of it.
@@ -262,19 +291,20 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             yield from zip(frames.split(self.frames_per_pass), prompt_of_frame.split(self.frames_per_pass), strict=True)
 
     def _pass_frames(
-        self, groups: Iterator[tuple[Tensor, Tensor]], text: Tensor, *, seen: bool
-    ) -> tuple[list[Tensor], Tensor]:
+        self, groups: Iterator[tuple[Tensor, Tensor]], text: splice.TextRows, *, seen: bool
+    ) -> tuple[list[Reduced], Tensor]:
         """Vision tokens of each group, and fused text [B, N, D] summed over the frames of each prompt, float32.
 
         ``seen`` says that the groups hold features instead of pixels.
         """
-        tokens, total = [], torch.zeros(text.shape, dtype=torch.float32, device=text.device)
+        rows = text.packed.embeds
+        tokens, total = [], torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         for frames, prompt_of_frame in groups:
             patches, reduced = self.reduce_frames(frames if seen else self.encode_frames(frames))
-            fused = self.read(patches, reduced, text[prompt_of_frame])
+            fused = self.read(patches, reduced, rows[prompt_of_frame])
             assert fused.vision is not None
             assert fused.text is not None
-            tokens.append(fused.vision)  # [F, Q, D]
+            tokens.append(self.frame_tokens(fused.vision, text, prompt_of_frame))  # [F, Q, D]
             total = total.index_add(0, prompt_of_frame, fused.text.float())  # [B, N, D]
         return tokens, total
 

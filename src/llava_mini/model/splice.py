@@ -3,12 +3,15 @@
 Shapes: B prompts, T tokens, S spliced length, F frames, Q reduced tokens, D language width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from llava_mini.flow import ModelInputs
+from llava_mini.flow import FusedPrompt, ModelInputs
+from llava_mini.model.reducers.base import Question, Reduced
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class TextRows:
     """[B, T, D]."""
     packed: PackedText
     """The rows that pre-fusion reads."""
+
+    @cached_property
+    def question(self) -> Question:
+        """The text of each prompt that stands after its first frame, without answers."""
+        packed = pack(self.embeds, self.visible & (self.is_image.cumsum(1) > 0))
+        return Question(packed.embeds, packed.valid)
 
     def with_fused(self, total: Tensor, frames: Tensor) -> Tensor:
         """Return embeds [B, T, D] with fused text in its places.
@@ -85,6 +94,65 @@ def unpack(embeds: Tensor, text: Tensor, packed: PackedText, has_frames: Tensor)
     batch, row = (packed.valid & has_frames[:, None]).nonzero(as_tuple=True)
     place = packed.source[batch, row]
     return embeds.index_put((batch, place), text[batch, row].to(embeds.dtype))
+
+
+def fused_prompt(text: TextRows, embeds: Tensor, frames: Sequence[Reduced], num_frames: Tensor) -> FusedPrompt:
+    """Put everything together.
+
+    Args:
+        text: ids, masks and labels.
+        embeds: [B, S, D], text after pre-fusion.
+        frames: the tokens of all frames of the batch, in order, in parts.
+        num_frames: [B] int64.
+    """
+    if frames:
+        embeds = place_frames(embeds, text.is_image, torch.cat([part.tokens for part in frames]))
+    prompt = FusedPrompt(
+        inputs_embeds=embeds,
+        attention_mask=text.mask,
+        input_ids=text.ids,
+        is_fused=text.visible & (num_frames > 0)[:, None],
+        labels=text.labels,
+        num_frames=tuple(num_frames.tolist()),
+    )
+    if all(part.valid is None for part in frames):
+        return prompt
+    valid = torch.cat([_valid(part) for part in frames]).flatten()
+    keep = text.mask.bool().index_put(text.is_image.nonzero(as_tuple=True), valid)
+    return keep_rows(prompt, keep)
+
+
+def _valid(part: Reduced) -> Tensor:
+    """Which tokens there are, [F, Q] bool."""
+    everything = torch.ones(part.tokens.shape[:2], dtype=torch.bool, device=part.tokens.device)
+    return everything if part.valid is None else part.valid
+
+
+def keep_rows(prompt: FusedPrompt, keep: Tensor) -> FusedPrompt:
+    """Leave rows out of some prompts and pad them anew, on the side where they were padded; without any, on the left.
+
+    Args:
+        prompt: the prompts.
+        keep: [B, S] bool, no padding among them.
+    """
+    longest = int(keep.sum(1).max())
+    at_end = prompt.labels is None and bool(prompt.attention_mask[:, -1].all())
+    order = torch.argsort(keep.int() if at_end else (~keep).int(), dim=1, stable=True)
+    order = order[:, -longest:] if at_end else order[:, :longest]  # [B, kept]
+
+    def kept(values: Tensor) -> Tensor:
+        return values.gather(1, order.view(*order.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:]))
+
+    mask = keep.gather(1, order)
+    ids = kept(prompt.input_ids)
+    return replace(
+        prompt,
+        inputs_embeds=kept(prompt.inputs_embeds),
+        attention_mask=mask.to(prompt.attention_mask.dtype),
+        input_ids=ids,
+        is_fused=kept(prompt.is_fused) & mask,
+        labels=None if prompt.labels is None else kept(prompt.labels).masked_fill(~mask, -100),
+    )
 
 
 def place_frames(embeds: Tensor, is_image: Tensor, tokens: Tensor) -> Tensor:

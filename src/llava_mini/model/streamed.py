@@ -7,6 +7,7 @@ may come after it.
 Shapes: B prompts, T tokens, N fused tokens, S spliced length, F frames, Q reduced tokens, D language width.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
+from llava_mini.model.reducers.base import Reduced
 
 if TYPE_CHECKING:
     from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -42,13 +44,13 @@ class StreamedFusion:
         self._inputs = inputs
         self._text = model.text_rows(inputs)
         self._total = torch.zeros_like(self._text.packed.embeds, dtype=torch.float32)  # [B, N, D]
-        self._tokens: list[Tensor] = []
+        self._tokens: list[list[Reduced]] = [[] for _ in self._text.ids]
         self.counts = [0] * places[0]
         """Frames of each image or video so far."""
 
     @property
     def length(self) -> int:
-        """Tokens of each prompt with the frames so far."""
+        """Most tokens of a prompt with the frames so far."""
         text = self._text.ids.shape[1] - len(self.counts)
         return text + sum(self.counts) * self._model.config.tokens_per_frame
 
@@ -76,8 +78,17 @@ class StreamedFusion:
         known = seen.text.float().sum(0).expand(len(text), -1, -1)
         new = text[:, num_known:].flatten(0, 1).expand(len(seen), -1, -1)  # [F, B * (N - known), D]
         new = self._model.read_again(seen.keys_values, new, num_texts=len(text)).float().sum(0)
-        self._tokens.append(seen.vision)  # [F, Q, D]
+        self._keep_tokens(seen.vision)
         self._total = self._total + torch.cat([known, new.unflatten(0, (len(text), -1))], dim=1)  # [B, N, D]
+
+    def _keep_tokens(self, vision: Tensor) -> None:
+        """Keep the tokens of some frames for each prompt: the same ones, unless they depend on what is asked."""
+        differs = self._model.reducer.reads_question
+        prompts = range(len(self._tokens)) if differs else range(1)
+        owners = [torch.full((len(vision),), prompt, device=vision.device) for prompt in prompts]
+        parts = [self._model.frame_tokens(vision, self._text, owner) for owner in owners]  # [prompts] of [F, Q, D]
+        for tokens, part in zip(self._tokens, parts if differs else parts * len(self._tokens), strict=True):
+            tokens.append(part)
 
     def prompt(self) -> FusedPrompt:
         """Return the prompts with the frames so far.
@@ -96,14 +107,7 @@ class StreamedFusion:
         ids, mask, visible = (
             splice.widen(values, text.is_image, copies) for values in (text.ids, text.mask, text.visible)
         )
+        labels = None if text.labels is None else splice.widen(text.labels, text.is_image, copies)
         is_image = ids == self._model.config.image_token_id
-        if self._tokens:
-            embeds = splice.place_frames(embeds, is_image, torch.cat(self._tokens * len(ids)))
-        return FusedPrompt(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            input_ids=ids,
-            is_fused=visible & (frames > 0)[:, None],
-            labels=None if text.labels is None else splice.widen(text.labels, text.is_image, copies),
-            num_frames=tuple(frames.tolist()),
-        )
+        wide = replace(text, ids=ids, mask=mask, labels=labels, is_image=is_image, visible=visible)
+        return splice.fused_prompt(wide, embeds, [part for parts in self._tokens for part in parts], frames)

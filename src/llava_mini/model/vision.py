@@ -3,13 +3,22 @@
 The last layer and the final norm are stored with the weights but never run: nothing reads them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import CLIPVisionModel
 
+from llava_mini.model.reducers.base import TowerRead
 
-def encode_views(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
+
+def encode_views(tower: CLIPVisionModel, pixel_values: Tensor, reads: Sequence[TowerRead] = ()) -> Tensor:
     """Patch features of every picture: [N, 3, H, W] to [N, patches, E], class token dropped.
+
+    Args:
+        tower: the encoder.
+        pixel_values: normalised pictures.
+        reads: what else is wanted; it follows the patches in the last dimension, which is then wider than E.
 
     Raises:
         ValueError: the pictures do not have the size that the tower was trained for.
@@ -21,9 +30,17 @@ def encode_views(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
             "Use the model's own processor."
         )
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(tower.embeddings.patch_embedding.weight.dtype)))
-    for layer in tower.encoder.layers[:-1]:
+    wanted = [read.layers(len(tower.encoder.layers)) for read in reads]
+    kept = {0: hidden}
+    for index, layer in enumerate(tower.encoder.layers[:-1], start=1):
         hidden = layer(hidden, None)
-    return hidden[:, 1:]  # [N, patches, E]
+        if any(index in layers for layers in wanted):
+            kept[index] = hidden
+    patches = hidden[:, 1:]  # [N, patches, E]
+    read_too = [
+        read.values(tower, tuple(kept[index] for index in layers)) for read, layers in zip(reads, wanted, strict=True)
+    ]
+    return torch.cat([patches, *read_too], dim=-1) if reads else patches
 
 
 def join_crops(features: Tensor, ratio: int) -> tuple[Tensor, Tensor]:

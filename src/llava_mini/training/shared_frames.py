@@ -36,12 +36,5 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
     rows = text.packed.embeds
     read = model.read_again(stored, rows[prompt_of_frame])  # [F, N, D]
     total = torch.zeros_like(rows, dtype=torch.float32).index_add(0, prompt_of_frame, read.float())  # [B, N, D]
-    embeds = splice.place_frames(text.with_fused(total, frames), text.is_image, seen.vision[frame_sources])
-    return FusedPrompt(
-        inputs_embeds=embeds,
-        attention_mask=text.mask,
-        input_ids=text.ids,
-        is_fused=text.visible & (frames > 0)[:, None],
-        labels=text.labels,
-        num_frames=tuple(frames.tolist()),
-    )
+    tokens = model.frame_tokens(seen.vision[frame_sources], text, prompt_of_frame)
+    return splice.fused_prompt(text, text.with_fused(total, frames), [tokens], frames)

@@ -1,12 +1,12 @@
 """Average pooling of the patch grid, the baseline of Table 8."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from llava_mini.model.reducers.base import Reduced, grid_side
+from llava_mini.model.reducers.base import Reduced, Reducer, grid_side
 
 
-class AveragePool(nn.Module):
+class AveragePool(Reducer):
     """Cut the grid of patches into ``grid`` x ``grid`` cells and average each one."""
 
     def __init__(self, grid: int) -> None:

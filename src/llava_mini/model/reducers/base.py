@@ -1,9 +1,16 @@
-"""What every reducer answers: the tokens that stand for a frame, and where each of them looked."""
+"""What a reducer is: it turns what the vision tower says of a frame into the tokens that stand for it.
 
+A method is one class. What it is given and where it stands follow from four facts that it states about itself;
+all default to what query-based compression does.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
 
 
 @dataclass(frozen=True)
@@ -14,6 +21,55 @@ class Reduced:
     """[F, Q, E]."""
     attention: Tensor | None = None
     """[F, Q, patches], rows sum to 1. None: no attention was used."""
+    valid: Tensor | None = None
+    """[F, Q] bool: the tokens that there are, where frames differ in their number. The others are left out of the
+    prompt. None: all."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about each of some frames: the text of its prompt after the first frame, without answers."""
+
+    embeds: Tensor
+    """[F, N, D], packed to the left."""
+    valid: Tensor
+    """[F, N] bool: the rows that are a question's own."""
+
+    def take(self, rows: Tensor) -> "Question":
+        """Return the questions with these numbers, [rows] int64."""
+        return Question(self.embeds[rows], self.valid[rows])
+
+
+@dataclass(frozen=True)
+class TowerRead:
+    """What a reducer reads of the vision tower besides the patches."""
+
+    layers: Callable[[int], tuple[int, ...]]
+    """Which hidden states, for a tower with so many layers: 0 is what enters the first layer, n leaves the n-th. The
+    last layer is never run, so the largest is one less than the number of layers."""
+    values: Callable[[CLIPVisionModel, tuple[Tensor, ...]], Tensor]
+    """From these hidden states, each [F, 1 + N, E] with the class token first, to [F, N, width]."""
+
+
+class Reducer(nn.Module):
+    """Turns the patches of each frame into its tokens: a forward of its own, and these facts."""
+
+    reads: ClassVar[tuple[TowerRead, ...]] = ()
+    """What it reads besides the patches. It stands after them, in this order, in the last dimension."""
+    reads_projected: ClassVar[bool] = False
+    """Whether it reads patches that were projected to language width, instead of being projected itself."""
+    reads_question: ClassVar[bool] = False
+    """Whether its tokens depend on what is asked. Its ``forward`` then takes a ``Question`` after the patches."""
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether frames may differ in the number of their tokens."""
+        return False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether frames are reduced only where the prompt is put together, so that no pre-fusion may follow."""
+        return self.reads_question or self.is_ragged
 
 
 def grid_side(patches: Tensor) -> int:

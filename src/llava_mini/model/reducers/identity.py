@@ -1,11 +1,11 @@
 """No reduction: every patch is a token, as in LLaVA-v1.5."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from llava_mini.model.reducers.base import Reduced
+from llava_mini.model.reducers.base import Reduced, Reducer
 
 
-class Identity(nn.Module):
+class Identity(Reducer):
     """Keep all patches."""
 
     def forward(self, patches: Tensor) -> Reduced:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llava_mini.model.positions import resize_codes, sine_cosine_2d
-from llava_mini.model.reducers.base import Reduced, grid_side
+from llava_mini.model.reducers.base import Reduced, Reducer, grid_side
 
 NUM_HEADS = 8
 
 
-class QueryReducer(nn.Module):
+class QueryReducer(Reducer):
     """Cross-attention from Q learned queries to the patches of one frame.
 
     Args:
