@@ -204,7 +204,10 @@ def _says_latency(report: Report) -> str:
         f"{times:.0f} times less time than for the first one (goal: 15)."
     ]
     others = [f"{name} {_seconds(one['first_ms'])}" for name, one in rows.items() if name not in ours]
-    return " ".join([*said, f"First questions of the others: {', '.join(others)}."])
+    said.append(f"First questions of the others: {', '.join(others)}.")
+    if report.settings["hd"]:
+        said.append("Of these only LLaVA-NeXT sees pictures of 672 px, too.")
+    return " ".join(said)
 
 
 def _says_video(report: Report) -> str:
@@ -321,6 +324,13 @@ SECTIONS = (
         says=_says_latency,
         draw=_draw_latency,
         size=(8, 6),
+    ),
+    Section(
+        name="latency-hd-middle",
+        title="One image at 672 px, middle size",
+        says=_says_latency,
+        draw=_draw_latency,
+        size=(8, 5),
     ),
     Section(
         name="video-middle", title="Frames of a film, middle size", says=_says_video, draw=_draw_video, size=(8, 4.5)
