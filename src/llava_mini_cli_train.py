@@ -58,6 +58,31 @@ class Tiny(_Running):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study(_Running):
+    """Compare ways to see through few tokens: all rows of the study, on the same data, from the same start."""
+
+    output: Annotated[Path | None, _DIR] = None
+    """The study's folder. A study that was cut off goes on with the same command; several processes may do so at once,
+    each with rows of its own. Left out: runs/study, or runs/study-smoke."""
+    rows: Annotated[tuple[str, ...], arg(metavar="ROW...", help_behavior_hint="")] = ()
+    """Train these rows only; a wrong name lists them. Left out: all."""
+    seeds: int = 3
+    """How often each row is trained, each time with other data: all rows with the first seed, then with the next."""
+    steps: Annotated[int | None, _NUMBER] = None
+    """Of each row. Left out: 1500."""
+    table: Annotated[bool, _OPTIONAL] = False
+    """Print the table of what is there, and train nothing."""
+    smoke: Annotated[bool, _OPTIONAL] = False
+    """Two rows in under two minutes, to see that they work."""
+
+    def run(self) -> int:
+        """Train."""
+        from llava_mini import train_commands
+
+        return train_commands.train_study(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Tuning(_Running):
     """What both stages of the paper need."""
 
@@ -188,6 +213,7 @@ class Train:
 
     recipe: (
         Annotated[Tiny, subcommand("tiny")]
+        | Annotated[Study, subcommand("study")]
         | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Finetune, subcommand("finetune")]
     )

@@ -70,7 +70,8 @@ class LlavaMiniConfig(PreTrainedConfig):
     """Crops per side for HD images: 1 is one view, r > 1 is r * r crops and the whole image."""
     vision_tokens_from: str = "prefusion"
     """Where the language model's vision tokens leave: ``prefusion`` (released weights: reduced rows
-    enter after the patches and leave its last layer) or ``reducer`` (the paper's text)."""
+    enter after the patches and leave its last layer) or ``reducer`` (the paper's text). ``nowhere``: the language
+    model reads none, and sees only what pre-fusion has put into the text."""
     fuse_token_id_zero: bool = True
     """Whether a real token with id 0 is fused. Released weights were trained with it left out."""
     position_codes: str = "patch_grid"
@@ -102,7 +103,7 @@ class LlavaMiniConfig(PreTrainedConfig):
             if type(getattr(self, name)) is not int:
                 raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {getattr(self, name)!r}.")
         _one_of("reducer", self.reducer, get_args(ReducerName))
-        _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer"))
+        _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer", "nowhere"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
         for name in ("reducer_grid", "reducer_tokens", "prefusion_num_layers", "resolution_ratio"):
             least = 0 if name == "prefusion_num_layers" else 1

@@ -24,7 +24,7 @@ from llava_mini.training.sharding import EngineSettings
 from llava_mini.training.world import World
 
 if TYPE_CHECKING:
-    from llava_mini_cli_train import Finetune, Pretrain
+    from llava_mini_cli_train import Finetune, Pretrain, Study
 
 PATIENCE_MINUTES = 60.0
 """How long processes wait for the first one, which alone fetches a model, looks at the data, and saves the result."""
@@ -53,6 +53,29 @@ def train_tiny(
     if scores:
         print(output / "model")
     return bool(scores)
+
+
+def train_study(flags: "Study") -> int:
+    """Train what is left of the study, or print what there is; as in ``recipes.study``.
+
+    Returns:
+        The exit code: 0 when all is done, 3 when a slice ended before.
+    """
+    from llava_mini.recipes import study
+
+    output = flags.output or Path("runs") / ("study-smoke" if flags.smoke else "study")
+    if flags.table:
+        print(study.study_table(study.read_study(output)))
+        return 0
+    done = study.train_study(
+        output,
+        study.study_settings(smoke=flags.smoke, steps=flags.steps),
+        rows=flags.rows or (study.SMOKE_ROWS if flags.smoke else ()),
+        num_seeds=1 if flags.smoke else flags.seeds,
+        hardware=choose_hardware(flags.device, flags.threads, flags.workers),
+        slice_minutes=flags.slice_minutes,
+    )
+    return 0 if done else 3
 
 
 def pretrain(flags: "Pretrain", environment: Mapping[str, str]) -> int:

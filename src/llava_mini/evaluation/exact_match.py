@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from llava_mini.data.records import Record, Turn
 from llava_mini.evaluation.intervals import effective_number, wilson
@@ -199,26 +200,36 @@ def answer_records(
     """
     answers = []
     for start in range(0, len(records), batch_size):
-        talks = [record.messages(last_answer=False) for record in records[start : start + batch_size]]
-        tensors = processor.apply_chat_template(
-            talks,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            all_frames=True,
-        )
-        assert isinstance(tensors, Mapping)
-        tensors = {name: value.to(model.device) for name, value in tensors.items()}
+        tensors = asked(model, processor, records[start : start + batch_size])
         with torch.inference_mode():
             ids = model.generate(**tensors, max_new_tokens=max_new_tokens, do_sample=False)
-        assert isinstance(ids, torch.Tensor)
-        new = ids[:, tensors["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
-        progress(len(talks))
+        assert isinstance(ids, Tensor)
+        answers += texts(processor, ids[:, tensors["input_ids"].shape[1] :])
+        progress(len(ids))
     return answers
+
+
+def asked(
+    model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, records: Sequence[Record]
+) -> dict[str, Tensor]:
+    """Return what the model reads when the last question of each record is asked, padded on the left."""
+    tensors = processor.apply_chat_template(
+        [record.messages(last_answer=False) for record in records],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        all_frames=True,
+    )
+    assert isinstance(tensors, Mapping)
+    return {name: value.to(model.device) for name, value in tensors.items()}
+
+
+def texts(processor: LlavaMiniProcessor, ids: Tensor) -> list[str]:
+    """Return answers [B, T] as texts."""
+    return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def _phrases(description: str) -> Counter[str]:

@@ -265,10 +265,11 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"input_ids have the shape {tuple(ids.shape)}, expected (prompts, tokens) with at least one."
             )
         is_image = ids == self.config.image_token_id
+        mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
         embeds, visible = self.get_input_embeddings()(ids.masked_fill(is_image, 0)), self._fusible(inputs)  # [B, T, D]
         return splice.TextRows(
             ids=ids,
-            mask=inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids),
+            mask=mask.masked_fill(is_image, 0) if self.config.vision_tokens_from == "nowhere" else mask,
             labels=None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100),
             is_image=is_image,
             visible=visible,
@@ -374,7 +375,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 )
             )
             input_ids, inputs_embeds, labels = None, fused.inputs_embeds, fused.labels
-            attention_mask = None if attention_mask is None else fused.attention_mask
+            if attention_mask is not None or self.config.vision_tokens_from == "nowhere":
+                attention_mask = fused.attention_mask
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]

@@ -230,7 +230,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         load_weights(decoder.module, output_dir / "language")
         model.vision_tower.load_state_dict(encoder.module.tower.state_dict())
         model.language_model.load_state_dict(decoder.module.state_dict())
-        return _tuning(settings, model, tokenizer(), partial(_caption_records, settings), thing_weight=0.0)
+        return tuning_of(settings, model, tokenizer(), partial(_caption_records, settings), thing_weight=0.0)
 
     def alignment() -> Alignment:
         before = TunedModel(_build(settings, "identity"))
@@ -248,7 +248,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         model.language_model.load_state_dict(before.language_model.state_dict())
         if model.prefusion is not None:
             model.prefusion.copy_from(model.language_model.model.layers)
-        return _tuning(
+        return tuning_of(
             settings,
             model,
             tokenizer(),
@@ -269,11 +269,11 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
     )
     return Run(
         name="tiny",
-        settings=_facts_of(settings),
+        settings=facts_of(settings),
         dtype=settings.dtype,
         output_dir=output_dir,
-        save=_save,
-        score=lambda task: score_tiny(*_parts(task), settings),
+        save=save_model,
+        score=lambda task: score_tiny(*parts_of(task), settings),
         phases=(
             Phase(
                 settings=PhaseSettings(name="vision", num_steps=settings.vision_steps, stage=_vision_stage(settings)),
@@ -329,13 +329,15 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
     )
 
 
-def _parts(task: Task) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+def parts_of(task: Task) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+    """Return model and processor of a task of stage 2."""
     assert isinstance(task, InstructionTuning)
     return task.module.model, task.collator.processor
 
 
-def _save(task: Task, folder: Path) -> None:
-    for part in _parts(task):
+def save_model(task: Task, folder: Path) -> None:
+    """Save model and processor of a task of stage 2."""
+    for part in parts_of(task):
         part.save_pretrained(folder)
 
 
@@ -401,11 +403,15 @@ def _smoke_settings() -> TinySettings:
 
 def _build(settings: TinySettings, reducer: str) -> LlavaMiniForConditionalGeneration:
     """Return a model with fresh weights. Without reduction there is no pre-fusion either, as in stage 1."""
-    torch.manual_seed(settings.seed)
     fields = {**settings.config.to_dict(), "reducer": reducer}
     if reducer == "identity":
         fields["prefusion_num_layers"] = 0
-    config = LlavaMiniConfig.from_dict(fields)
+    return fresh_model(settings, LlavaMiniConfig.from_dict(fields))
+
+
+def fresh_model(settings: TinySettings, config: LlavaMiniConfig) -> LlavaMiniForConditionalGeneration:
+    """Return a model of any configuration, with weights from the seed of the settings."""
+    torch.manual_seed(settings.seed)
     # On a CPU, plain attention trains faster than the fused kernel at these sizes.
     model = LlavaMiniForConditionalGeneration._from_config(config, dtype=settings.dtype, attn_implementation="eager")
     assert isinstance(model, LlavaMiniForConditionalGeneration)
@@ -415,7 +421,7 @@ def _build(settings: TinySettings, reducer: str) -> LlavaMiniForConditionalGener
     return model
 
 
-def _tuning(
+def tuning_of(
     settings: TinySettings,
     model: LlavaMiniForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
@@ -424,6 +430,7 @@ def _tuning(
     thing_weight: float,
     conversation_every: int = 1,
 ) -> InstructionTuning:
+    """Return the task of answering about records; what is not given here is as in ``InstructionTuning``."""
     collator = Collator(
         LlavaMiniProcessor.from_config(model.config, tokenizer, "tiny"),
         image_token_id=int(model.config.image_token_id or 0),
@@ -446,7 +453,7 @@ def _stage_2_records(settings: TinySettings, step: int) -> list[Record]:
     world = settings.world
     if step < settings.clip_start * settings.stage_2_steps:
         world = replace(world, clip_share=0.0)
-    return _asked(settings, world, settings.emphasis, "stage-2", step)
+    return asked_records(settings, world, settings.emphasis, "stage-2", step)
 
 
 def _finishing_records(settings: TinySettings, step: int) -> list[Record]:
@@ -454,10 +461,10 @@ def _finishing_records(settings: TinySettings, step: int) -> list[Record]:
     world = replace(settings.world, scene=replace(settings.world.scene, empty_share=settings.finishing_empty))
     if world.clip_share > 0:
         world = replace(world, clip_share=settings.finishing_clips)
-    return _asked(settings, world, settings.finishing_emphasis, "finishing", step)
+    return asked_records(settings, world, settings.finishing_emphasis, "finishing", step)
 
 
-def _asked(
+def asked_records(
     settings: TinySettings, world: WorldSettings, emphasis: dict[str, float], stream: str, step: int
 ) -> list[Record]:
     """Return the records of a step. Descriptions are long, so they are asked for in conversations only."""
@@ -490,7 +497,8 @@ def _frozen(part: str) -> Rule:
     return Rule(part=part, rate=0.0)
 
 
-def _facts_of(settings: TinySettings) -> dict[str, object]:
+def facts_of(settings: TinySettings) -> dict[str, object]:
+    """Return settings as plain values for JSON."""
     facts = {name: value for name, value in vars(settings).items() if name not in ("config", "dtype")}
     facts = {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in facts.items()}
     return {**facts, "dtype": str(settings.dtype), "config": json.loads(settings.config.to_json_string(use_diff=False))}

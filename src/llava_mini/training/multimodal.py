@@ -164,7 +164,8 @@ class RecordBatches:
 
     def __call__(self, step: int) -> TrainingBatch:
         """Return the batch of a step."""
-        return self.collator(self.records_of(step), separate=step % self.conversation_every > 0)
+        talks = self.conversation_every > 0 and step % self.conversation_every == 0
+        return self.collator(self.records_of(step), separate=not talks)
 
 
 class InstructionTuning:
@@ -187,7 +188,7 @@ class InstructionTuning:
             records_of: The records of a step.
             thing_weight: Weight of each loss on things against the answer loss; 0 leaves them out.
             conversation_every: In one of so many steps the turns of a record are one conversation; in the
-                others every question is a prompt of its own.
+                others every question is a prompt of its own. 0: in all of them.
         """
         self.module = module
         self.collator = collator
@@ -207,6 +208,7 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     output = language_model(
         inputs_embeds=fused.inputs_embeds.to(model.dtype),
         attention_mask=fused.attention_mask,
+        position_ids=fused.position_ids,
         output_hidden_states=thing_weight > 0,
     )
     assert fused.labels is not None

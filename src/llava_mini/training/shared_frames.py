@@ -18,18 +18,20 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
 
     Args:
         model: The model.
-        inputs: Prompts with places for all their frames; ``pixel_values`` holds each frame once.
-        frame_sources: [F] int64: for each frame of the prompts, in order, its row of ``pixel_values``.
+        inputs: Prompts with places for all their frames; ``pixel_values``, or ``features``, holds each frame once.
+        frame_sources: [F] int64: for each frame of the prompts, in order, its row there.
 
     Raises:
         ValueError: If the prompts have places for another number of frames.
     """
-    pixels, text = inputs.pixel_values, model.text_rows(inputs)
-    assert isinstance(pixels, Tensor)
+    features, text = inputs.features, model.text_rows(inputs)
+    if features is None:
+        assert isinstance(inputs.pixel_values, Tensor)
+        features = model.encode_frames(inputs.pixel_values)
     frames = splice.frames_of_prompts(text.is_image, len(frame_sources), model.config.tokens_per_frame)  # [B]
     prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)  # [F]
 
-    patches, reduced = model.reduce_frames(model.encode_frames(pixels))
+    patches, reduced = model.reduce_frames(features)
     seen = model.read(patches, reduced, None)
     assert seen.vision is not None
     stored = tuple((keys[frame_sources], values[frame_sources]) for keys, values in seen.keys_values)

@@ -10,7 +10,7 @@ from llava_mini.data.synthetic.clip_questions import ask_about_clip
 from llava_mini.data.synthetic.clips import random_clip
 from llava_mini.data.synthetic.drawing import draw_scene
 from llava_mini.data.synthetic.questions import ask, describe, noun_of
-from llava_mini.data.synthetic.scenes import Scene, SceneSettings, random_scene
+from llava_mini.data.synthetic.scenes import CANVAS, Scene, SceneSettings, random_scene
 from llava_mini.data.synthetic.splits import Split, generator_of
 
 IMAGE_KINDS = {
@@ -57,6 +57,8 @@ class WorldSettings:
     min_turns: int = 1
     max_turns: int = 1
     """Questions about the same picture; fewer where it does not allow so many different ones."""
+    side: int = CANVAS
+    """Pixels per side of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +72,12 @@ class WorldItem:
     turns: tuple[Turn, ...]
     things: tuple[Noun, ...]
     """Things with a name of their own, with their places."""
+    side: int = CANVAS
+    """Pixels per side of a picture."""
 
     def record(self) -> Record:
         """Draw the frames."""
-        pictures = tuple(draw_scene(scene) for scene in self.frames)
+        pictures = tuple(draw_scene(scene, self.side) for scene in self.frames)
         if len(pictures) == 1:
             return Record(turns=self.turns, image=pictures[0], things=self.things)
         return Record(turns=self.turns, video=pictures, things=self.things)
@@ -102,7 +106,7 @@ def world_item(split: Split, index: int, settings: WorldSettings, stream: str = 
             kinds, maker = settings.image_kinds, partial(ask, rng, scene, split=split)
         turns = _turns(rng, kinds, num_turns, maker)
         if turns:
-            return WorldItem(frames=frames, description=description, turns=turns, things=things)
+            return WorldItem(frames=frames, description=description, turns=turns, things=things, side=settings.side)
     raise ValueError(f"No picture in 1000 allows a question of the kinds {settings.image_kinds | settings.clip_kinds}.")
 
 

@@ -1,0 +1,426 @@
+"""The study: models of one table, trained side by side on the drawn world.
+
+All rows begin where the tiny recipe has got to after its first four phases, see the same data at the same step, and
+train for as many steps at the same rates. A row is a ``Run`` of one phase, stage 2, for each seed, which decides what
+starts at random and which data is drawn.
+
+    start/                     the tiny recipe up to alignment, once
+    features/seed-0/           what the frozen vision tower says of the frames of each step, as long as rows need it
+    rows/<row>/seed-<n>/       a run: log, curves, checkpoint, scores, model, and facts.json
+    study.json                 all scores and facts
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from typing import cast
+from zlib import crc32
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llava_mini.data.collate import TrainingBatch
+from llava_mini.data.records import Record
+from llava_mini.data.synthetic.scenes import CANVAS
+from llava_mini.data.synthetic.world import WorldSettings
+from llava_mini.data.tokenizer import read_tokenizer
+from llava_mini.evaluation.bench import Bench, run_bench
+from llava_mini.evaluation.exact_match import CAPTION_KINDS, Score, scores
+from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.processor.processor import LlavaMiniProcessor
+from llava_mini.recipes.run import RECORD, START_SECONDS, Phase, Run
+from llava_mini.recipes.study_results import FACTS, row_facts, study_table, write_study
+from llava_mini.recipes.study_results import read_study as read_study
+from llava_mini.recipes.study_rows import Row, rows_of
+from llava_mini.recipes.tiny import (
+    TinySettings,
+    asked_records,
+    facts_of,
+    fresh_model,
+    parts_of,
+    save_model,
+    tiny_run,
+    tiny_settings,
+    tuning_of,
+)
+from llava_mini.training.checkpoints import held, write_text
+from llava_mini.training.devices import Hardware
+from llava_mini.training.multimodal import InstructionTuning
+from llava_mini.training.stages import Rule, Stage
+from llava_mini.training.trainer import Losses, PhaseSettings, Task, load_weights
+from llava_mini.training.vision_pretraining import VisionPretraining
+
+PHASE = "stage-2"
+START_PHASES = 4
+"""Phases of the tiny recipe that come before stage 2."""
+SMOKE_ROWS = ("all-tokens", "query-prefusion-1")
+LOG_EVERY = 50
+"""Steps that a point of the curves is the mean of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What is the same for all rows."""
+
+    start: TinySettings
+    """The tiny recipe; its batch, rate, emphasis and questions about a clip hold for the rows, too."""
+    steps: int = 1500
+    clip_share: float = 0.33
+    """Share of records about clips, from the first step on."""
+    questions: int = 100
+    """Of each kind about images that are scored at the end; half as many of each kind about clips."""
+    carrier_questions: int = 40
+    """The same for what tokens and text carry."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"A row trains for at least 1 step, got {self.steps}.")
+
+    @property
+    def world(self) -> WorldSettings:
+        """What is asked: no descriptions, which take long and are marked otherwise."""
+        world = self.start.world
+        images, clips = (
+            {kind: weight for kind, weight in kinds.items() if kind not in CAPTION_KINDS}
+            for kinds in (world.image_kinds, world.clip_kinds)
+        )
+        return replace(world, image_kinds=images, clip_kinds=clips, clip_share=self.clip_share)
+
+    def world_of(self, row: Row) -> WorldSettings:
+        """Return the same, with pictures as large as the row sees them."""
+        return replace(self.world, side=CANVAS * int(row.changes.get("resolution_ratio", 1)))
+
+    def bench(self, row: Row, questions: int) -> Bench:
+        """Return the questions that a row is scored on, all of the validation split."""
+        return Bench(world=self.world_of(row), split="validation", questions=questions)
+
+
+def study_settings(*, smoke: bool = False, steps: int | None = None) -> StudySettings:
+    """Return the settings of a study, or of one that only shows that everything works.
+
+    Args:
+        smoke: The tiny recipe's smoke settings, and few steps.
+        steps: Of each row; its own number when not given.
+    """
+    start = tiny_settings(smoke=smoke)
+    if smoke:
+        start = replace(start, world=replace(start.world, clip_kinds={"clip colour": 1.0}))
+        settings = StudySettings(start=start, steps=30, questions=10, carrier_questions=6)
+    else:
+        settings = StudySettings(start=start)
+    return settings if steps is None else replace(settings, steps=steps)
+
+
+def train_study(
+    output_dir: Path,
+    settings: StudySettings,
+    *,
+    rows: Sequence[str] = (),
+    num_seeds: int = 3,
+    hardware: Hardware | None = None,
+    slice_minutes: float | None = None,
+    say: Callable[[str], object] = print,
+) -> bool:
+    """Train what is left of a study: the start, then all rows with seed 0, with seed 1, and so on.
+
+    Several processes may do so at once in the same folder: each takes rows that no other is at.
+
+    Args:
+        output_dir: Folder of the study.
+        settings: What is the same for all rows.
+        rows: Names of rows; all of them when not given.
+        num_seeds: How many times each row is trained.
+        hardware: Where to train; one thread of the CPU if not given.
+        slice_minutes: Stop after so long, where the next call goes on. None: run to the end.
+        say: Is given the table whenever a row is finished.
+
+    Returns:
+        Whether all is done.
+
+    Raises:
+        ValueError: A row is unknown, a number is not positive, or a folder holds a run with other settings.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"A study needs at least one seed, got {num_seeds}.")
+    if slice_minutes is not None and not 0 < slice_minutes < math.inf:
+        raise ValueError(
+            f"A slice needs a positive number of minutes, got {slice_minutes}. Leave it out to run to the end."
+        )
+    chosen, hardware = rows_of(tuple(rows)), hardware or Hardware()
+    clock = _Slice(math.inf if slice_minutes is None else 60 * slice_minutes)
+    start = start_run(settings, output_dir)
+    if not start.is_finished:
+        start.execute(hardware=hardware, slice_minutes=clock.minutes_left())
+        clock.is_fresh = False
+        if not start.is_finished:
+            return False
+    hardware.prepare()
+    for seed in range(num_seeds):
+        runs = {row.name: row_run(settings, output_dir, row, seed, keep_features=True) for row in chosen}
+        for row in chosen:
+            run = runs[row.name]
+            if is_done(run):
+                continue
+            if not _is_free(run.output_dir):
+                say(f"Another process trains {row.name} with seed {seed}.")
+                continue
+            if not _finish(run, settings, row, seed, hardware, clock):
+                return False
+            say(f"{row.name}, seed {seed}, is done.\n{study_table(write_study(output_dir))}")
+        if all(is_done(run) for run in runs.values()):
+            rmtree(features_folder(output_dir, seed), ignore_errors=True)
+    return all(is_done(row_run(settings, output_dir, row, seed)) for row in chosen for seed in range(num_seeds))
+
+
+def start_run(settings: StudySettings, output_dir: Path) -> Run:
+    """Return the run of the tiny recipe's phases before stage 2; its model has all patches and no pre-fusion."""
+    folder = output_dir / "start"
+    whole = tiny_run(settings.start, folder)
+
+    def save(task: Task, model_dir: Path) -> None:
+        model, tokenizer = task.module, read_tokenizer(folder / "tokenizer.json")
+        assert isinstance(model, LlavaMiniForConditionalGeneration)
+        model.save_pretrained(model_dir)
+        LlavaMiniProcessor.from_config(model.config, tokenizer, "tiny").save_pretrained(model_dir)
+
+    return replace(whole, name="study start", phases=whole.phases[:START_PHASES], save=save, score=None)
+
+
+def row_run(settings: StudySettings, output_dir: Path, row: Row, seed: int, *, keep_features: bool = False) -> Run:
+    """Return the run of one row with one seed.
+
+    Args:
+        settings: What is the same for all rows.
+        output_dir: Folder of the study; its start is finished when the run begins.
+        row: What is trained.
+        seed: Decides the weights that start at random, and the data.
+        keep_features: Whether to store what the vision tower says of the frames of each step, for the other rows.
+    """
+    folder = output_dir / "rows" / row.name / f"seed-{seed}"
+    world, start = settings.world_of(row), settings.start
+    frozen = r"model\.vision_tower\." + (r"|thing_heads\." if row.thing_weight == 0 else "")
+    rules = Rule(part=frozen, rate=0.0), Rule(part=f"(?!{frozen})", rate=start.rate)
+    stage = Stage(name=PHASE, rules=rules)
+    is_shared = keep_features and world.side == CANVAS
+    facts = {name: value for name, value in asdict(row).items() if name != "shows"}
+    return Run(
+        name="study row",
+        settings={
+            "row": facts,
+            "seed": seed,
+            "steps": settings.steps,
+            "clip_share": settings.clip_share,
+            "questions": settings.questions,
+            "start": facts_of(start),
+        },
+        dtype=start.dtype,
+        output_dir=folder,
+        save=save_model,
+        score=lambda task: _scored(task, settings.bench(row, settings.questions)),
+        phases=(
+            Phase(
+                settings=PhaseSettings(name=PHASE, num_steps=settings.steps, stage=stage, log_every=LOG_EVERY),
+                purpose=row.shows,
+                build=lambda: row_task(
+                    settings,
+                    output_dir,
+                    row,
+                    seed,
+                    features=features_folder(output_dir, seed) if is_shared else None,
+                ),
+            ),
+        ),
+    )
+
+
+def row_task(
+    settings: StudySettings, output_dir: Path, row: Row, seed: int, *, features: Path | None = None
+) -> "RowTuning":
+    """Return the task of a row before its first step.
+
+    Args:
+        settings: What is the same for all rows.
+        output_dir: Folder of the study; its start is finished.
+        row: What is trained.
+        seed: As in ``row_run``.
+        features: Where the features of frames are stored and read. None: they are not.
+    """
+    start_dir = output_dir / "start"
+    before = LlavaMiniForConditionalGeneration.from_pretrained(start_dir / "model")
+    start = replace(settings.start, seed=seed)
+    model = fresh_model(start, row.config(start.config))
+    model.vision_tower.load_state_dict(before.vision_tower.state_dict())
+    model.projector.load_state_dict(before.projector.state_dict())
+    load_language_model(model.language_model, before.language_model)
+    if row.reducer_start == "vision":
+        encoder = cast(VisionPretraining, tiny_run(settings.start, start_dir).phases[0].build())
+        load_weights(encoder.module, start_dir / "vision")
+        model.reducer.load_state_dict(encoder.module.reducer.state_dict())
+    if model.prefusion is not None and row.prefusion_start == "language_model":
+        model.prefusion.copy_from(before.language_model.model.layers)
+    task = tuning_of(
+        start,
+        model,
+        read_tokenizer(start_dir / "tokenizer.json"),
+        partial(row_records, settings, row, seed),
+        thing_weight=row.thing_weight,
+        conversation_every=0,
+    )
+    return RowTuning(task, features)
+
+
+def row_records(settings: StudySettings, row: Row, seed: int, step: int) -> list[Record]:
+    """Return the records of a step: the same questions about the same scenes for all rows with a seed."""
+    start = settings.start
+    return asked_records(start, settings.world_of(row), start.emphasis, f"study {seed}", step)
+
+
+def load_language_model(ours: nn.Module, theirs: nn.Module) -> None:
+    """Copy a language model into one that may be deeper, whose further layers come first, as copies of the first."""
+    layers, others = ours.get_submodule("model.layers"), theirs.get_submodule("model.layers")
+    assert isinstance(layers, nn.ModuleList)
+    assert isinstance(others, nn.ModuleList)
+    extra = len(layers) - len(others)
+    state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("model.layers.")}
+    for place, source in enumerate([*(index % len(others) for index in range(extra)), *range(len(others))]):
+        copied = others[source].state_dict()
+        state |= {f"model.layers.{place}.{name}": value for name, value in copied.items()}
+    ours.load_state_dict(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBatch(TrainingBatch):
+    """The records of a step, with the place of the features of their frames. There they are read before training."""
+
+    file: Path | None
+    """None: features are made and not kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBatches:
+    """The batch of each step, with features in place of pixels where they are stored."""
+
+    make: Callable[[int], TrainingBatch]
+    folder: Path | None
+
+    def __call__(self, step: int) -> RowBatch:
+        """Return the batch of a step."""
+        batch = self.make(step)
+        pixels, file = batch.inputs.pixel_values, None
+        if self.folder is not None:
+            assert isinstance(pixels, Tensor)
+            file = self.folder / f"{step:06d}-{crc32(pixels.numpy().tobytes()):08x}.safetensors"
+            if file.exists():
+                features = load_file(file)["features"]
+                batch = replace(batch, inputs=replace(batch.inputs, pixel_values=None, features=features))
+        return RowBatch(**vars(batch), file=file)
+
+
+class RowTuning(InstructionTuning):
+    """Stage 2 of a row. The vision tower is frozen and the same for all rows, so its features are made once."""
+
+    def __init__(self, task: InstructionTuning, features: Path | None) -> None:
+        """Take over a task.
+
+        Args:
+            task: Whose module, collator and losses these are.
+            features: Folder of stored features. None: they are made at every step.
+        """
+        self.module, self.collator, self.thing_weight = task.module, task.collator, task.thing_weight
+        self.make_batch = RowBatches(make=task.make_batch, folder=features)
+
+    def losses(self, batch: RowBatch) -> Losses:
+        """Return the losses on the records of a step, and store the features of its frames."""
+        if batch.file is not None and batch.inputs.features is None:
+            pixels, model = batch.inputs.pixel_values, self.module.model
+            assert isinstance(pixels, Tensor)
+            with torch.no_grad():
+                features = model.encode_frames(pixels)
+            _store(features, batch.file)
+            batch = replace(batch, inputs=replace(batch.inputs, pixel_values=None, features=features))
+        return super().losses(batch)
+
+
+def features_folder(output_dir: Path, seed: int) -> Path:
+    """Return where the features of the frames of a seed lie while rows need them."""
+    return output_dir / "features" / f"seed-{seed}"
+
+
+def is_done(run: Run) -> bool:
+    """Return whether a row with a seed is trained, scored and looked into."""
+    return run.is_finished and (run.output_dir / FACTS).exists()
+
+
+class _Slice:
+    """The time that a call may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.ends_at = time.monotonic() + seconds
+        self.is_fresh = True
+        """Nothing is done yet: then something is done, however short the slice."""
+
+    def minutes_left(self) -> float | None:
+        """Time for a run; None: as much as it takes."""
+        left = (self.ends_at - time.monotonic()) / 60
+        return None if math.isinf(left) else max(left, 1e-6)
+
+    def is_over(self, needed_seconds: float) -> bool:
+        return not self.is_fresh and time.monotonic() + needed_seconds > self.ends_at
+
+
+def _finish(run: Run, settings: StudySettings, row: Row, seed: int, hardware: Hardware, clock: _Slice) -> bool:
+    """Do what is left of a row with a seed; False if the slice ended before."""
+    if not run.is_finished:
+        if clock.is_over(START_SECONDS):
+            return False
+        run.execute(hardware=hardware, slice_minutes=clock.minutes_left())
+        clock.is_fresh = False
+        if not run.is_finished:
+            return False
+    if clock.is_over(_seconds_for_facts(run, settings)):
+        return False
+    with held(run.output_dir):
+        task = run.trained()
+        hardware.place(task.module)
+        facts = row_facts(
+            row, seed, *parts_of(task), folder=run.output_dir, bench=settings.bench(row, settings.carrier_questions)
+        )
+        write_text(run.output_dir / FACTS, json.dumps(facts, indent=1) + "\n")
+    clock.is_fresh = False
+    return True
+
+
+def _seconds_for_facts(run: Run, settings: StudySettings) -> float:
+    """About how long it takes to ask all questions in up to six ways."""
+    seconds = json.loads((run.output_dir / RECORD).read_text(encoding="utf-8"))["seconds"].get("scoring", 0.0)
+    return 10.0 + 6 * seconds * settings.carrier_questions / settings.questions
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether no other process trains in a folder."""
+    if not folder.exists():
+        return True
+    try:
+        with held(folder):
+            return True
+    except ValueError:
+        return False
+
+
+def _scored(task: Task, bench: Bench) -> dict[str, Score]:
+    return scores(run_bench(*parts_of(task), bench), bench.weights)
+
+
+def _store(features: Tensor, file: Path) -> None:
+    """Write features so that other processes see the whole file or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.stem}-{os.getpid()}.draft")
+    save_file({"features": features.cpu().contiguous()}, draft)
+    draft.replace(file)

@@ -1,0 +1,208 @@
+"""The rows of the study: what is compared, each as what it changes in the tiny model.
+
+``LLaVA-Mini`` at toy scale is the tiny model's own configuration: query reduction to one token, three layers of
+pre-fusion before a language model of four. Numbers of tables are those of the paper (arXiv 2501.03895).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llava_mini.config import LlavaMiniConfig, preset
+
+DEPTH = preset("tiny").prefusion_num_layers
+"""Layers of pre-fusion of the tiny model."""
+
+BASE: dict[str, Any] = {
+    "reducer": "query",
+    "reducer_grid": 1,
+    "prefusion_num_layers": DEPTH,
+    "resolution_ratio": 1,
+    "vision_tokens_from": "prefusion",
+}
+"""What a row has unless it says otherwise: LLaVA-Mini with one token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model of the comparison. All rows see the same data and train for as many steps, at the same rates."""
+
+    name: str
+    """Also the name of its folder."""
+    shows: str
+    """One sentence for the docs."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration, in place of those of ``BASE``."""
+    deeper_by: int = 0
+    """Layers that stand before those of the language model, as copies of its first ones: as pre-fusion starts."""
+    reducer_start: Literal["random", "vision"] = "random"
+    """Whether the reducer goes on from the phase that trained the vision encoder; for the base reducer only."""
+    prefusion_start: Literal["language_model", "random"] = "language_model"
+    """Whether pre-fusion starts from the language model's first layers."""
+    thing_weight: float = 0.0
+    """Weight of the training-only losses on things, which favour pre-fusion. 0: answers alone are learned."""
+
+    def config(self, base: LlavaMiniConfig) -> LlavaMiniConfig:
+        """Return the configuration of the row, with the sizes of another one."""
+        fields = {**base.to_dict(), **BASE, **self.changes}
+        layers = base.text.num_hidden_layers + self.deeper_by
+        return LlavaMiniConfig.from_dict(
+            {**fields, "text_config": {**base.text.to_dict(), "num_hidden_layers": layers}}
+        )
+
+    def full_size(self) -> LlavaMiniConfig:
+        """Return the same method with CLIP ViT-L/14 at 336 px and Vicuna-7B, for counting its operations."""
+        return self.config(preset("llava-v1.5-7b"))
+
+
+def _query(num_layers: int, grid: int = 1, **changes: Any) -> dict[str, Any]:
+    return {"reducer_grid": grid, "prefusion_num_layers": num_layers, **changes}
+
+
+def _pooled(num_layers: int, grid: int = 1, **changes: Any) -> dict[str, Any]:
+    return {"reducer": "average_pool", **_query(num_layers, grid, **changes)}
+
+
+def _all_tokens(num_layers: int) -> dict[str, Any]:
+    return {"reducer": "identity", "prefusion_num_layers": num_layers}
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        name="all-tokens",
+        shows="LLaVA-1.5: all patches are tokens (Table 1).",
+        changes=_all_tokens(0),
+    ),
+    Row(
+        name="query-prefusion-3",
+        shows="LLaVA-Mini at toy scale: one token, with the tiny model's depth of pre-fusion (Tables 1 and 6).",
+        changes=_query(DEPTH),
+    ),
+    Row(
+        name="query-prefusion-0",
+        shows="One token without pre-fusion (Tables 6 and 10).",
+        changes=_query(0),
+    ),
+    Row(
+        name="no-vision-token-prefusion-3",
+        shows="Pre-fusion alone: the language model reads no vision token, only the fused text.",
+        changes=_pooled(DEPTH, vision_tokens_from="nowhere"),
+    ),
+    Row(
+        name="all-tokens-deep",
+        shows="All patches, with a language model as deep as pre-fusion and language model together.",
+        changes=_all_tokens(0),
+        deeper_by=DEPTH,
+    ),
+    Row(
+        name="all-tokens-prefusion-3",
+        shows="All patches as tokens, with pre-fusion (Table 11).",
+        changes=_all_tokens(DEPTH),
+    ),
+    Row(
+        name="query-prefusion-1",
+        shows="One layer of pre-fusion (Table 6).",
+        changes=_query(1),
+    ),
+    Row(
+        name="query-prefusion-2",
+        shows="Two layers of pre-fusion (Table 6).",
+        changes=_query(2),
+    ),
+    Row(
+        name="query-prefusion-4",
+        shows="Four layers of pre-fusion, as many as in the paper (Tables 1 and 6).",
+        changes=_query(4),
+    ),
+    Row(
+        name="average-pool-prefusion-3",
+        shows="One token by average pooling (Table 8).",
+        changes=_pooled(DEPTH),
+    ),
+    Row(
+        name="average-pool-prefusion-0",
+        shows="One token by average pooling without pre-fusion: what Table 8 leaves open.",
+        changes=_pooled(0),
+    ),
+    Row(
+        name="query-4-tokens-prefusion-3",
+        shows="Four tokens (Tables 7 and 8).",
+        changes=_query(DEPTH, 2),
+    ),
+    Row(
+        name="average-pool-4-tokens-prefusion-3",
+        shows="Four tokens by average pooling (Table 8).",
+        changes=_pooled(DEPTH, 2),
+    ),
+    Row(
+        name="query-9-tokens-prefusion-3",
+        shows="Nine tokens (Table 7).",
+        changes=_query(DEPTH, 3),
+    ),
+    Row(
+        name="query-16-tokens-prefusion-3",
+        shows="Sixteen tokens (Table 7).",
+        changes=_query(DEPTH, 4),
+    ),
+    Row(
+        name="query-4-tokens-prefusion-0",
+        shows="Four tokens without pre-fusion (Tables 6 and 10).",
+        changes=_query(0, 2),
+    ),
+    Row(
+        name="query-16-tokens-prefusion-0",
+        shows="Sixteen tokens without pre-fusion (Tables 6 and 10).",
+        changes=_query(0, 4),
+    ),
+    Row(
+        name="query-hd-1-token-prefusion-3",
+        shows="Pictures of twice the side in five views, in one token (Table 7, 672 px in kind).",
+        changes=_query(DEPTH, 1, resolution_ratio=2),
+    ),
+    Row(
+        name="query-hd-16-tokens-prefusion-3",
+        shows="Pictures of twice the side in five views, in sixteen tokens (Table 7, 672 px in kind).",
+        changes=_query(DEPTH, 4, resolution_ratio=2),
+    ),
+    Row(
+        name="query-prefusion-3-token-before",
+        shows="The token goes to the language model as the reducer made it, not through pre-fusion (the paper's text).",
+        changes=_query(DEPTH, vision_tokens_from="reducer"),
+    ),
+    Row(
+        name="query-prefusion-3-random-start",
+        shows="Pre-fusion starts at random instead of from the language model's first layers.",
+        changes=_query(DEPTH),
+        prefusion_start="random",
+    ),
+    Row(
+        name="query-prefusion-3-vision-start",
+        shows="The reducer goes on from the phase that trained the vision encoder, as the tiny model's does.",
+        changes=_query(DEPTH),
+        reducer_start="vision",
+    ),
+    Row(
+        name="query-prefusion-3-things",
+        shows="The training-only losses on things are on, as in the tiny model's recipe.",
+        changes=_query(DEPTH),
+        thing_weight=1.0,
+    ),
+    Row(
+        name="no-vision",
+        shows="Neither vision tokens nor pre-fusion: what the questions alone give away.",
+        changes=_pooled(0, vision_tokens_from="nowhere"),
+    ),
+)
+"""All rows, in the order in which they are trained."""
+
+
+def rows_of(names: tuple[str, ...] = ()) -> tuple[Row, ...]:
+    """Return the rows with these names, in the order of the table; all of them without names.
+
+    Raises:
+        ValueError: There is no such row.
+    """
+    known = {row.name: row for row in ROWS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"The study has no row {unknown[0]!r}. Its rows are: {', '.join(known)}.")
+    return tuple(row for row in ROWS if row.name in names) if names else ROWS
