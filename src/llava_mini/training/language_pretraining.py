@@ -101,8 +101,12 @@ def answer_loss(head: torch.nn.Module, hidden: Tensor, labels: Tensor) -> Losses
     """
     targets = labels[:, 1:]
     chosen = targets != -100
-    logits = head(hidden[:, :-1][chosen]).float()  # [answer tokens, vocabulary]
-    targets = targets[chosen]
+    return row_loss(head, hidden[:, :-1][chosen], targets[chosen])
+
+
+def row_loss(head: torch.nn.Module, rows: Tensor, targets: Tensor) -> Losses:
+    """Return the same for rows [N, D] and the tokens [N] that follow them."""
+    logits = head(rows).float()  # [N, vocabulary]
     right = float((logits.argmax(-1) == targets).float().mean())
     return Losses(total=functional.cross_entropy(logits, targets), right={"tokens": right})
 

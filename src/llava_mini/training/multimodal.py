@@ -28,8 +28,8 @@ from llava_mini.data.synthetic.splits import generator_of
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.training.auxiliary import ThingHeads
-from llava_mini.training.language_pretraining import answer_loss
-from llava_mini.training.shared_frames import fuse_shared
+from llava_mini.training.language_pretraining import answer_loss, row_loss
+from llava_mini.training.shared_frames import answer_rows, fuse_shared, shares_much
 from llava_mini.training.trainer import Losses
 from llava_mini.training.vision_pretraining import labelled, normalised
 
@@ -204,6 +204,8 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     """Return the answer loss, with the losses on things added at their weight."""
     model = module.model
     fused = fuse_shared(model, batch.inputs, batch.frame_sources)
+    if thing_weight == 0 and shares_much(model, fused, batch.frame_sources):
+        return row_loss(model.language_model.lm_head, *answer_rows(model, fused, batch.frame_sources))
     language_model = model.language_model.model
     output = language_model(
         inputs_embeds=fused.inputs_embeds.to(model.dtype),

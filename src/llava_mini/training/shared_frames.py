@@ -3,10 +3,20 @@
 The vision side of pre-fusion does not see the question, so in training, too, it runs once for each
 image or clip, and the questions read its keys and values: each in a prompt of its own, as it is asked
 later, and not as turns of a conversation in which one question gives the answer of another away.
+
+The same holds in the language model for all that stands before the question. With one token for a frame that is next to
+nothing; where all patches are tokens it is nearly everything.
+
+Shapes: B prompts, S spliced length, F frames, N fused or supervised tokens, D language width.
 """
+
+from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from llava_mini.flow import FusedPrompt, ModelInputs
 from llava_mini.model import splice
@@ -40,3 +50,104 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
     total = torch.zeros_like(rows, dtype=torch.float32).index_add(0, prompt_of_frame, read.float())  # [B, N, D]
     tokens = model.frame_tokens(seen.vision[frame_sources], text, prompt_of_frame)
     return splice.fused_prompt(text, text.with_fused(total, frames), [tokens], frames)
+
+
+SAME_FOR_ALL_QUESTIONS = ("identity", "query", "average_pool")
+"""Reducers whose tokens do not depend on the question."""
+
+
+def shares_much(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor) -> bool:
+    """Whether ``answer_rows`` runs less than half of the rows that the language model would run for whole prompts."""
+    if model.config.reducer not in SAME_FOR_ALL_QUESTIONS or model.config.vision_tokens_from == "nowhere":
+        return False
+    if 0 in fused.num_frames:
+        return False
+    shared = sum(group.num_rows for group in _groups(model, fused, frame_sources))
+    return 2 * shared < fused.input_ids.numel()
+
+
+def answer_rows(
+    model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the last hidden state before each token with a label, [N, D], and these tokens, [N].
+
+    What stands up to the last frame of a prompt runs once for each image or clip, and the rest of every prompt reads
+    its keys and values. Up to rounding that is what whole prompts give.
+
+    Args:
+        model: Its vision tokens do not depend on the question.
+        fused: Prompts with labels, padded on the right, all with frames.
+        frame_sources: [F], as in ``fuse_shared``.
+    """
+    assert fused.labels is not None
+    decoder = model.language_model.model
+    embeds, rows, targets = fused.inputs_embeds.to(model.dtype), [], []
+    for group in _groups(model, fused, frame_sources):
+        cache = DynamicCache()
+        decoder(inputs_embeds=embeds[group.first_prompts, : group.end], past_key_values=cache, use_cache=True)
+        stop = group.end + group.length
+        hidden = decoder(
+            inputs_embeds=embeds[group.prompts, group.end : stop],
+            past_key_values=_repeated(cache, group.shared),
+            attention_mask=fused.attention_mask[group.prompts, :stop],
+            position_ids=torch.arange(group.end, stop, device=embeds.device)[None],
+            use_cache=True,
+        ).last_hidden_state  # [prompts, length, D]
+        labels = fused.labels[group.prompts, group.end + 1 : stop]
+        chosen = labels != -100
+        rows.append(hidden[:, :-1][chosen])
+        targets.append(labels[chosen])
+    return torch.cat(rows), torch.cat(targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Prompts whose frames end at the same place."""
+
+    prompts: Tensor
+    """[prompts] int64."""
+    first_prompts: Tensor
+    """[media] int64: for each image or clip, one prompt about it."""
+    shared: Tensor
+    """[prompts] int64: which of these each prompt is about."""
+    end: int
+    """Where the frames end."""
+    length: int
+    """Longest rest of a prompt."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.first_prompts) * self.end + len(self.prompts) * self.length
+
+
+def _groups(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor) -> list[_Group]:
+    is_image = fused.input_ids == model.config.image_token_id
+    ends = (is_image.shape[1] - is_image.flip(1).int().argmax(1)).tolist()
+    lengths, sources = fused.attention_mask.sum(1).tolist(), frame_sources.tolist()
+    members: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # of each end and medium
+    frame = 0
+    for prompt, (end, num_frames) in enumerate(zip(ends, fused.num_frames, strict=True)):
+        members[end][sources[frame]].append(prompt)
+        frame += num_frames
+    groups = []
+    for end, media in members.items():
+        prompts = [prompt for some in media.values() for prompt in some]
+        shared = [medium for medium, some in enumerate(media.values()) for _ in some]
+        first = [some[0] for some in media.values()]
+        tensors = (torch.tensor(values, device=is_image.device) for values in (prompts, first, shared))
+        length = max(lengths[prompt] for prompt in prompts) - end
+        groups.append(
+            _Group(**dict(zip(("prompts", "first_prompts", "shared"), tensors, strict=True)), end=end, length=length)
+        )
+    return groups
+
+
+def _repeated(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """Keys and values of these rows of the batch, in this order, with their gradients."""
+    made = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        made.update(layer.keys[rows], layer.values[rows], index)
+    return made
