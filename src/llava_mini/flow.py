@@ -145,7 +145,7 @@ class FusedPrompt:
     inputs_embeds: Tensor
     """[B, S, D]: text after pre-fusion, vision tokens in the places of the frames."""
     attention_mask: Tensor
-    """[B, S] int64, 0 at padding, and in the places of frames whose tokens the language model is not to read."""
+    """[B, S] int64."""
     input_ids: Tensor
     """[B, S] int64: the ids of the text; the image token at each vision token."""
     is_fused: Tensor
@@ -154,8 +154,3 @@ class FusedPrompt:
     """[B, S] int64."""
     num_frames: tuple[int, ...] = ()
     """Frames of each prompt."""
-
-    @property
-    def position_ids(self) -> Tensor:
-        """[B, S] int64: the place of each row among those of its prompt that are read, as ``generate`` counts it."""
-        return (self.attention_mask.long().cumsum(1) - 1).clamp(min=0)

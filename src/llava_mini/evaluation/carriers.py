@@ -1,6 +1,6 @@
 """What carries the answer: a trained model is asked again with its vision tokens or its fused text spoiled.
 
-All of it happens to the ``FusedPrompt``, between vision and an untouched language model. Where spoiling something
+All of it happens to ``FusedPrompt``s, between vision and an untouched language model. Where spoiling something
 changes nothing, the model does not use it. What is swapped comes from another picture, or from another clip of as many
 frames, of the same batch; the question stays.
 """
@@ -24,8 +24,20 @@ from llava_mini.processor.processor import LlavaMiniProcessor
 
 UNCHANGED = "unchanged"
 
-Spoil = Callable[[LlavaMiniForConditionalGeneration, FusedPrompt, FusedPrompt], Tensor]
-"""From a model, a batch of prompts, and the same questions about other frames, to embeddings [B, S, D]."""
+
+@dataclass(frozen=True, kw_only=True)
+class Variants:
+    """The same questions three times."""
+
+    own: FusedPrompt
+    """About their own frames."""
+    other: FusedPrompt
+    """About as many frames of the question before each."""
+    disordered: FusedPrompt
+    """About their own frames in another order. Fused text is a mean over frames, so it differs by rounding alone."""
+
+
+Spoil = Callable[[LlavaMiniForConditionalGeneration, Variants], FusedPrompt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +50,34 @@ class Carried:
     """By kind of question, the share of answers that are as they were with nothing changed, right or wrong."""
 
 
-def zeroed_tokens(model: LlavaMiniForConditionalGeneration, own: FusedPrompt, other: FusedPrompt) -> Tensor:
+def zeroed_tokens(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
     """Vision tokens become zeros."""
-    return own.inputs_embeds.masked_fill(_of_frames(model, own)[..., None], 0.0)
+    embeds = asked.own.inputs_embeds.masked_fill(_of_frames(model, asked.own)[..., None], 0.0)
+    return replace(asked.own, inputs_embeds=embeds)
 
 
-def shuffled_tokens(model: LlavaMiniForConditionalGeneration, own: FusedPrompt, other: FusedPrompt) -> Tensor:
-    """The vision tokens of a clip stand in another order of its frames. The fused text does not know an order."""
-    embeds, places = own.inputs_embeds.clone(), _of_frames(model, own)
-    for row, num_frames in enumerate(own.num_frames):
-        tokens = embeds[row, places[row]].unflatten(0, (num_frames, -1))  # [frames, Q, D]
-        embeds[row, places[row]] = tokens[_other_order(num_frames, seed=row)].flatten(0, 1)
-    return embeds
+def shuffled_tokens(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
+    """The vision tokens of a clip stand in another order of its frames."""
+    return asked.disordered
 
 
-def swapped_tokens(model: LlavaMiniForConditionalGeneration, own: FusedPrompt, other: FusedPrompt) -> Tensor:
+def swapped_tokens(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
     """Vision tokens are those of the other frames."""
-    return torch.where(_of_frames(model, own)[..., None], other.inputs_embeds, own.inputs_embeds)
+    if not model.config.prefusion_num_layers:
+        return asked.other  # whose text is the same; its tokens may be more or fewer
+    return _mixed(asked, _of_frames(model, asked.own))
 
 
-def swapped_text(model: LlavaMiniForConditionalGeneration, own: FusedPrompt, other: FusedPrompt) -> Tensor:
+def swapped_text(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
     """Text is the same text fused with the other frames."""
-    return torch.where(own.is_fused[..., None], other.inputs_embeds, own.inputs_embeds)
+    return _mixed(asked, asked.own.is_fused)
 
 
-def raw_text(model: LlavaMiniForConditionalGeneration, own: FusedPrompt, other: FusedPrompt) -> Tensor:
+def raw_text(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
     """Text is what it was before pre-fusion."""
+    own = asked.own
     raw = model.get_input_embeddings()(own.input_ids.masked_fill(_of_frames(model, own), 0))
-    return torch.where(own.is_fused[..., None], raw, own.inputs_embeds)
+    return replace(own, inputs_embeds=torch.where(own.is_fused[..., None], raw, own.inputs_embeds))
 
 
 TOKENS: dict[str, Spoil] = {
@@ -105,11 +117,11 @@ def carriers(
     ways: dict[str, Spoil | None] = {UNCHANGED: None, **spoils(model.config)}
     answers: dict[str, dict[tuple[str, int], str]] = {way: {} for way in ways}
     for batch in batches(bench, batch_size):
-        own, other = fused_with_both(model, processor, [bench.item(kind, index).record() for kind, index in batch])
+        variants = fused_variants(model, processor, [bench.item(kind, index).record() for kind, index in batch])
         for way, spoil in ways.items():
-            if spoil is shuffled_tokens and own.num_frames[0] == 1:
+            if spoil is shuffled_tokens and variants.own.num_frames[0] == 1:
                 continue
-            fused = own if spoil is None else replace(own, inputs_embeds=spoil(model, own, other))
+            fused = variants.own if spoil is None else spoil(model, variants)
             answers[way].update(zip(batch, answers_to(model, processor, fused), strict=True))
     return {way: _carried(bench, found, answers[UNCHANGED]) for way, found in answers.items() if found}
 
@@ -128,10 +140,10 @@ def batches(bench: Bench, batch_size: int) -> list[list[tuple[str, int]]]:
     return [batch for batch in found if len(batch) > 1]
 
 
-def fused_with_both(
+def fused_variants(
     model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, records: Sequence[Record]
-) -> tuple[FusedPrompt, FusedPrompt]:
-    """Return the prompts of records fused with their own frames, and with the frames of the record before each.
+) -> Variants:
+    """Return the prompts of records, fused in three ways.
 
     Args:
         model: The model.
@@ -140,9 +152,16 @@ def fused_with_both(
     """
     tensors = asked(model, processor, records)
     pixels = tensors.pop("pixel_values")
-    rolled = pixels.unflatten(0, (len(records), -1)).roll(1, dims=0).flatten(0, 1)
-    inputs = ModelInputs(pixel_values=pixels, **tensors)
-    return model.fuse(inputs), model.fuse(replace(inputs, pixel_values=rolled))
+    features = torch.cat([model.encode_frames(part) for part in pixels.split(model.frames_per_pass)])
+    frames = torch.arange(len(features), device=features.device).view(len(records), -1)  # [B, frames]
+    orders = torch.tensor(
+        [_other_order(frames.shape[1], seed=row) for row in range(len(records))], device=frames.device
+    )
+
+    def fused(order: Tensor) -> FusedPrompt:
+        return model.fuse(ModelInputs(features=features[order.flatten()], **tensors))
+
+    return Variants(own=fused(frames), other=fused(frames.roll(1, dims=0)), disordered=fused(frames.gather(1, orders)))
 
 
 def answers_to(
@@ -181,9 +200,15 @@ def _of_frames(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt) -> 
     return fused.input_ids == model.config.image_token_id
 
 
+def _mixed(asked: Variants, places: Tensor) -> FusedPrompt:
+    """The prompts with the rows of others in some places, [B, S] bool."""
+    own, other = asked.own.inputs_embeds, asked.other.inputs_embeds
+    return replace(asked.own, inputs_embeds=torch.where(places[..., None], other, own))
+
+
 def _other_order(num_frames: int, seed: int) -> list[int]:
-    """Return an order of two and more frames that is not their own."""
+    """Return an order that is not their own, if there are two frames and more."""
     order, random = list(range(num_frames)), Random(seed)
-    while order == sorted(order):
+    while num_frames > 1 and order == sorted(order):
         random.shuffle(order)
     return order

@@ -166,6 +166,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             text: of the prompts.
             prompt_of_frame: [F] int64.
         """
+        if self.config.vision_tokens_from == "nowhere":
+            return Reduced(vision, valid=torch.zeros(vision.shape[:2], dtype=torch.bool, device=vision.device))
         if not self.reducer.is_late:
             return Reduced(vision)
         return self._reduce(vision, *([text.question.take(prompt_of_frame)] if self.reducer.reads_question else []))
@@ -265,11 +267,10 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"input_ids have the shape {tuple(ids.shape)}, expected (prompts, tokens) with at least one."
             )
         is_image = ids == self.config.image_token_id
-        mask = inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids)
         embeds, visible = self.get_input_embeddings()(ids.masked_fill(is_image, 0)), self._fusible(inputs)  # [B, T, D]
         return splice.TextRows(
             ids=ids,
-            mask=mask.masked_fill(is_image, 0) if self.config.vision_tokens_from == "nowhere" else mask,
+            mask=inputs.attention_mask if inputs.attention_mask is not None else torch.ones_like(ids),
             labels=None if inputs.labels is None else inputs.labels.masked_fill(is_image, -100),
             is_image=is_image,
             visible=visible,
@@ -375,8 +376,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 )
             )
             input_ids, inputs_embeds, labels = None, fused.inputs_embeds, fused.labels
-            if attention_mask is not None or self.config.vision_tokens_from == "nowhere":
-                attention_mask = fused.attention_mask
+            padded = attention_mask is not None or not bool(fused.attention_mask.all())
+            attention_mask = fused.attention_mask if padded else None
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
@@ -452,9 +453,15 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         sequences = output if isinstance(output, Tensor) else cast(Any, output).sequences
-        copies = sequences.shape[0] // fused.input_ids.shape[0]
-        sequences[:, : known_ids.shape[1]] = fused.input_ids.repeat_interleave(copies, dim=0)
-        return cast("Tensor | ModelOutput", output)
+        # Whoever gave ids finds them in front of the answer, those of tokens that frames do not have included.
+        cut = input_ids is not None and input_ids.shape[1] > fused.input_ids.shape[1]
+        ids = cast(Tensor, input_ids) if cut else fused.input_ids
+        ids = ids.repeat_interleave(sequences.shape[0] // len(ids), dim=0)
+        sequences = torch.cat([ids, sequences[:, known_ids.shape[1] :]], dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        cast(Any, output).sequences = sequences
+        return cast(ModelOutput, output)
 
 
 def read_whole(head: nn.Module) -> None:

@@ -273,7 +273,7 @@ def row_task(
         thing_weight=row.thing_weight,
         conversation_every=0,
     )
-    return RowTuning(task, features)
+    return RowTuning(task, None if model.reducer.reads else features)  # which see more of the tower
 
 
 def row_records(settings: StudySettings, row: Row, seed: int, step: int) -> list[Record]:

@@ -42,6 +42,10 @@ class Row:
     thing_weight: float = 0.0
     """Weight of the training-only losses on things, which favour pre-fusion. 0: answers alone are learned."""
 
+    def __post_init__(self) -> None:
+        if self.thing_weight and self.changes.get("vision_tokens_from") == "nowhere":
+            raise ValueError(f"The losses on things of {self.name!r} look at vision tokens, and it has none.")
+
     def config(self, base: LlavaMiniConfig) -> LlavaMiniConfig:
         """Return the configuration of the row, with the sizes of another one."""
         fields = {**base.to_dict(), **BASE, **self.changes}

@@ -210,7 +210,6 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float)
     output = language_model(
         inputs_embeds=fused.inputs_embeds.to(model.dtype),
         attention_mask=fused.attention_mask,
-        position_ids=fused.position_ids,
         output_hidden_states=thing_weight > 0,
     )
     assert fused.labels is not None

@@ -52,15 +52,9 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
     return splice.fused_prompt(text, text.with_fused(total, frames), [tokens], frames)
 
 
-SAME_FOR_ALL_QUESTIONS = ("identity", "query", "average_pool")
-"""Reducers whose tokens do not depend on the question."""
-
-
 def shares_much(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor) -> bool:
     """Whether ``answer_rows`` runs less than half of the rows that the language model would run for whole prompts."""
-    if model.config.reducer not in SAME_FOR_ALL_QUESTIONS or model.config.vision_tokens_from == "nowhere":
-        return False
-    if 0 in fused.num_frames:
+    if model.reducer.is_late or model.config.vision_tokens_from == "nowhere" or 0 in fused.num_frames:
         return False
     shared = sum(group.num_rows for group in _groups(model, fused, frame_sources))
     return 2 * shared < fused.input_ids.numel()
