@@ -167,6 +167,16 @@ class LlavaMiniConfig(PreTrainedConfig):
         return self.views_per_frame * self.patches_per_side**2
 
     @property
+    def reduced_side(self) -> int:
+        """Side of the grid of patches that a reducer reads: in HD that of all crops, without the whole image."""
+        return self.resolution_ratio * self.patches_per_side
+
+    @property
+    def reduced_patches(self) -> int:
+        """Patches of a frame that a reducer reads."""
+        return self.reduced_side**2
+
+    @property
     def tokens_per_frame(self) -> int:
         """Q: what a frame costs the language model, at most where frames differ."""
         return TOKENS_PER_FRAME[self.reducer](self)

@@ -8,7 +8,8 @@ from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.data.collate import MAX_NAMES
 from llava_mini.data.synthetic.scenes import CANVAS, COLOURS, SHAPES, SceneSettings, random_scene
 from llava_mini.data.synthetic.splits import generator_of
-from llava_mini.model.reducers import AveragePool, QueryReducer
+from llava_mini.model.reducers.average_pool import AveragePool
+from llava_mini.model.reducers.query import QueryReducer
 from llava_mini.training.vision_pretraining import (
     LABEL_CLASSES,
     VisionPretraining,
@@ -26,7 +27,7 @@ CONFIG = LlavaMiniConfig(vision_config={**TINY.vision.to_dict(), **SMALL}, text_
 def task(**fields):
     torch.manual_seed(0)
     defaults = {"num_steps": 4, "batch_size": 2, "dtype": torch.float32, "settings": SceneSettings()}
-    return VisionPretraining(CONFIG, AveragePool(1), **{**defaults, **fields})
+    return VisionPretraining(CONFIG, AveragePool(CONFIG), **{**defaults, **fields})
 
 
 def test_the_last_layer_gets_no_gradient():
@@ -88,9 +89,8 @@ def test_scenes_with_nothing_or_too_many_things_are_not_asked_about_as_a_whole(c
 
 def test_the_reducer_learns_with_the_encoder():
     torch.manual_seed(0)
-    reducer = QueryReducer(32, grid=1, resize_query_codes=False)
-    for parameter in (reducer.queries, reducer.query_codes):
-        torch.nn.init.normal_(parameter)
+    reducer = QueryReducer(CONFIG)
+    reducer.init_weights()
     training = VisionPretraining(
         CONFIG, reducer, num_steps=4, batch_size=4, dtype=torch.float32, settings=SceneSettings(max_things=2)
     )

@@ -15,6 +15,8 @@ There are two countings of floating-point operations for the first question abou
 ``later_question_flops`` counts, as ``flops`` does, what another question about the same frames
 costs where the keys and values of all that stands before it are kept.
 
+What a reducer takes, its class says itself (``Reducer.cost``).
+
 Shapes: F frames, V views, P patches of a frame, Q reduced tokens, T text tokens, S = F * Q + T.
 """
 
@@ -22,10 +24,13 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.model.reducers.query import NUM_HEADS
+from llava_mini.model.reducers import REDUCERS, Cost
 
 PAPER_TEXT_TOKENS = 43
 """Text tokens in the paper's measurements, found by solving for its totals."""
+
+QUESTION_TOKENS = 15
+"""Those among them after the frame: what the reducers that read the question are counted with."""
 
 BYTES_PER_VALUE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Bytes of one number in each format."""
@@ -51,38 +56,49 @@ class ByPart:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def flops(config: LlavaMiniConfig, *, num_frames: int = 1, num_text_tokens: int = PAPER_TEXT_TOKENS) -> ByPart:
+def flops(
+    config: LlavaMiniConfig,
+    *,
+    num_frames: int = 1,
+    num_text_tokens: int = PAPER_TEXT_TOKENS,
+    num_question_tokens: int = QUESTION_TOKENS,
+) -> ByPart:
     """Operations of the code here, from pixels to the first token of the answer to the first question.
 
     Args:
         config: the model.
         num_frames: frames in the prompt; without any, text is not fused.
         num_text_tokens: all tokens of the prompt that are words, system prompt included.
+        num_question_tokens: those after the first frame, as far as there are so many; some reducers read them.
     """
     _check_prompt(num_frames, num_text_tokens)
-    vision, patches, tokens = config.vision, config.patches_per_frame, config.tokens_per_frame
+    reducer = _reducer_cost(config, num_text_tokens, num_question_tokens)
+    vision, tokens = config.vision, config.tokens_per_frame
     rows = config.patches_per_side**2 + 1  # with the class token
     one_view = _patch_embedding(config) + (vision.num_hidden_layers - 1) * (
         rows * _tower_layer(config) + 4 * rows**2 * vision.hidden_size
     )
 
-    is_fused = config.prefusion_num_layers > 0
-    projected = patches if config.reducer == "identity" else tokens + is_fused * patches
-
     decoder = _Decoder(config.text)
     length = num_frames * tokens + num_text_tokens
     language_model = config.text.num_hidden_layers * decoder.layer(length, length) + decoder.head
     return ByPart(
-        vision_tower=num_frames * config.views_per_frame * one_view,
-        reducer=_gathering(config, num_frames),
-        projector=num_frames * projected * _projector(config),
+        vision_tower=num_frames * config.views_per_frame * (one_view + reducer.of_tower),
+        reducer=num_frames * reducer.per_frame + (reducer.shared if num_frames else 0),
+        projector=num_frames * _projected(config, reducer) * _projector(config),
         prefusion=num_frames * _two_passes(config, decoder, num_text_tokens),
         language_model=language_model,
     )
 
 
-def paper_flops(config: LlavaMiniConfig, *, num_frames: int = 1, num_text_tokens: int = PAPER_TEXT_TOKENS) -> ByPart:
-    """Operations as the paper counts them for the released code.
+def paper_flops(
+    config: LlavaMiniConfig,
+    *,
+    num_frames: int = 1,
+    num_text_tokens: int = PAPER_TEXT_TOKENS,
+    num_question_tokens: int = QUESTION_TOKENS,
+) -> ByPart:
+    """Operations as the paper counts them, for the code of each method's authors.
 
     The released code projects all patches also where nothing reads them (Table 6, no pre-fusion).
 
@@ -90,19 +106,21 @@ def paper_flops(config: LlavaMiniConfig, *, num_frames: int = 1, num_text_tokens
         config: the model.
         num_frames: frames in the prompt, each passed with the whole text.
         num_text_tokens: all tokens of the prompt that are words.
+        num_question_tokens: those after the first frame, as far as there are so many; some reducers read them.
     """
     _check_prompt(num_frames, num_text_tokens)
-    patches, tokens = config.patches_per_frame, config.tokens_per_frame
+    reducer = _reducer_cost(config, num_text_tokens, num_question_tokens)
+    tokens = config.tokens_per_frame
+    projected = tokens if reducer.published_projected is None else reducer.published_projected
     rows = config.patches_per_side**2 + 1
     one_view = _patch_embedding(config) + config.vision.num_hidden_layers * rows * _tower_layer(config)
-    vision_rows = patches if config.reducer == "identity" else patches + tokens
     decoder = _Decoder(config.text)
     fused_rows = _prefusion_rows(config) + num_text_tokens
     length = num_frames * tokens + num_text_tokens
     return ByPart(
         vision_tower=num_frames * config.views_per_frame * one_view,
-        reducer=num_frames * _query_reducer(config),
-        projector=num_frames * vision_rows * _projector(config),
+        reducer=num_frames * reducer.published,
+        projector=num_frames * projected * _projector(config),
         prefusion=num_frames * config.prefusion_num_layers * fused_rows * decoder.linear,
         language_model=length * (config.text.num_hidden_layers * decoder.linear + decoder.head),
     )
@@ -119,7 +137,8 @@ def later_question_flops(
 
     Vision is not run. In pre-fusion the keys and values of the vision rows and of the text that is the same
     for all questions are kept for each frame, and the question's rows run against them. The language model
-    keeps its keys and values of that text and the frames, and runs the question's rows and the head.
+    keeps its keys and values of that text and the frames, and runs the question's rows and the head. Where tokens
+    depend on the question, what is kept of a frame is reduced again, and the language model reads the frames anew.
 
     Args:
         config: the model.
@@ -136,15 +155,18 @@ def later_question_flops(
             f"A later question has tokens of its own, after none or more that are kept; got {num_text_tokens} after "
             f"{num_kept_tokens}."
         )
-    decoder = _Decoder(config.text)
-    before = num_frames * config.tokens_per_frame + num_kept_tokens
+    decoder, tokens = _Decoder(config.text), num_frames * config.tokens_per_frame
+    reducer, projected, rows = Cost(), 0, num_text_tokens
+    if REDUCERS[config.reducer].reads_question:  # other tokens than for the first question
+        reducer = _reducer_cost(config, num_text_tokens, num_text_tokens)
+        projected, rows = _projected(config, reducer), tokens + num_text_tokens
     fused_keys = _prefusion_rows(config) + num_kept_tokens + num_text_tokens
     return ByPart(
         vision_tower=0,
-        reducer=0,
-        projector=0,
+        reducer=num_frames * reducer.per_frame + (reducer.shared if num_frames else 0),
+        projector=num_frames * projected * _projector(config),
         prefusion=num_frames * config.prefusion_num_layers * decoder.layer(num_text_tokens, fused_keys),
-        language_model=config.text.num_hidden_layers * decoder.layer(num_text_tokens, before + num_text_tokens)
+        language_model=config.text.num_hidden_layers * decoder.layer(rows, tokens + num_kept_tokens + num_text_tokens)
         + decoder.head,
     )
 
@@ -155,15 +177,13 @@ def parameters(config: LlavaMiniConfig) -> ByPart:
     width, inner, language = vision.hidden_size, vision.intermediate_size, text.hidden_size
     tower_layer = 4 * (width**2 + width) + 2 * width * inner + inner + width + 4 * width
     embeddings = width + _pixels_of_a_patch(config) * width + (config.patches_per_side**2 + 1) * width
-    reducer = 0
-    if config.reducer == "query":
-        reducer = 2 * config.tokens_per_frame * width + 4 * width + 4 * (width**2 + width)
+    biases = 0 if REDUCERS[config.reducer].has_linear_projector else 2 * language
     decoder_layer = _Decoder(text).layer_parameters
     table = text.vocab_size * language
     return ByPart(
         vision_tower=embeddings + vision.num_hidden_layers * tower_layer + 4 * width,
-        reducer=reducer,
-        projector=width * language + language + language**2 + language,
+        reducer=REDUCERS[config.reducer].cost(config, 0).parameters,
+        projector=_projector(config) // 2 + biases,
         prefusion=config.prefusion_num_layers * decoder_layer,
         language_model=table * (1 if config.tie_word_embeddings else 2)
         + text.num_hidden_layers * decoder_layer
@@ -255,32 +275,21 @@ def _tower_layer(config: LlavaMiniConfig) -> int:
 def _projector(config: LlavaMiniConfig) -> int:
     """Operations of one row."""
     width, language = config.vision.hidden_size, config.text.hidden_size
-    return 2 * (width * language + language**2)
+    is_linear = REDUCERS[config.reducer].has_linear_projector
+    return 2 * (width * language + (0 if is_linear else language**2))
 
 
-def _gathering(config: LlavaMiniConfig, num_frames: int) -> int:
-    """Operations of the query reducer as it runs here, where no patch becomes a key or a value; 0 for the others."""
-    if config.reducer != "query" or num_frames == 0:
-        return 0
-    width, tokens = config.vision.hidden_size, config.tokens_per_frame
-    maps = 4 * tokens * width**2  # twice for the queries, of all frames, and twice for the tokens of each
-    return maps + num_frames * (maps + 4 * NUM_HEADS * tokens * _read_patches(config) * width)
+def _projected(config: LlavaMiniConfig, reducer: Cost) -> int:
+    """Rows of a frame that the projector maps here. Patches that pre-fusion reads are mapped once."""
+    rows = config.tokens_per_frame if reducer.projected is None else reducer.projected
+    if not config.prefusion_num_layers:
+        return rows
+    are_patches = config.reducer == "identity" or REDUCERS[config.reducer].reads_projected
+    return config.patches_per_frame + (0 if are_patches else rows)
 
 
-def _query_reducer(config: LlavaMiniConfig) -> int:
-    """Operations of the released query reducer for one frame, attention included; 0 for the other reducers.
-
-    Table 8 prints 2.42 G for one token and 2.44 G for four, which also counts its attention.
-    """
-    if config.reducer != "query":
-        return 0
-    width, tokens, patches = config.vision.hidden_size, config.tokens_per_frame, _read_patches(config)
-    return 2 * width**2 * (2 * tokens + 2 * patches) + 4 * tokens * patches * width
-
-
-def _read_patches(config: LlavaMiniConfig) -> int:
-    """Patches that the reducer reads. The whole image of HD is not among them."""
-    return config.resolution_ratio**2 * config.patches_per_side**2
+def _reducer_cost(config: LlavaMiniConfig, num_text_tokens: int, num_question_tokens: int) -> Cost:
+    return REDUCERS[config.reducer].cost(config, min(num_text_tokens, num_question_tokens))
 
 
 def _check_prompt(num_frames: int, num_text_tokens: int) -> None:

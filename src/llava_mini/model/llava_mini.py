@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationConfig, GenerationMixin
-from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
@@ -22,11 +21,10 @@ from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
 from llava_mini.model.headless import Headless
-from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
-from llava_mini.model.projector import Projector
-from llava_mini.model.reducers import QueryReducer, Question, Reduced, build_reducer
+from llava_mini.model.projector import build_projector
+from llava_mini.model.reducers import REDUCERS, Question, Reduced, Reducer, build_reducer
 from llava_mini.model.streamed import StreamedFusion
 from llava_mini.model.vision import encode_views, join_crops
 
@@ -40,7 +38,11 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CLIPEncoderLayer", "PrefusionLayer", "QueryReducer"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "CLIPEncoderLayer",
+        "PrefusionLayer",
+        *(reducer.__name__ for reducer in REDUCERS.values()),
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -51,8 +53,10 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__(config)
         self.vision_tower: CLIPVisionModel = CLIPVisionModel._from_config(config.vision)
-        self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
         self.reducer = build_reducer(config)
+        self.projector = build_projector(
+            config.vision.hidden_size, config.text.hidden_size, is_linear=self.reducer.has_linear_projector
+        )
         self.language_model = AutoModelForCausalLM.from_config(config.text)
         read_whole(self.language_model.get_output_embeddings())
         config.text_config = self.language_model.config  # one object, so that a changed attention kernel reaches all
@@ -66,9 +70,8 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, QueryReducer):
-            init.normal_(module.queries, mean=0.0, std=0.02)
-            init.copy_(module.query_codes, sine_cosine_2d(module.grid, module.queries.shape[1]))
+        if isinstance(module, Reducer):
+            module.init_weights()
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's table."""
@@ -148,8 +151,12 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         if self.config.reducer == "identity":
             projected = self.projector(patches)  # [F, P, D]
             return projected, projected
-        reduced = self._reduce(grid).tokens  # [F, Q, D]
-        return (self.projector(patches[..., :width]) if self.prefusion is not None else None), reduced
+        if self.prefusion is None:
+            return None, self._reduce(grid).tokens  # [F, Q, D]
+        projected = self.projector(patches[..., :width])  # [F, P, D]
+        if self.reducer.reads_projected:
+            return projected, self.reducer(projected[:, : grid.shape[1]]).tokens  # the grid is the first of the patches
+        return projected, self._reduce(grid).tokens
 
     def _reduce(self, grid: Tensor, *question: Question) -> Reduced:
         """Reduced tokens at language width of frames [F, N, what the reducer reads]."""

@@ -1,4 +1,4 @@
-"""The two-layer projector from vision width to language width (LLaVA-v1.5's ``mlp2x_gelu``)."""
+"""From vision width to language width: LLaVA-v1.5's ``mlp2x_gelu``, or what a reducer has in its place."""
 
 from torch import Tensor, nn
 
@@ -15,3 +15,10 @@ class Projector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[..., E] to [..., D]."""
         return self.linear_2(self.activation(self.linear_1(features)))  # [..., D]
+
+
+def build_projector(vision_width: int, language_width: int, *, is_linear: bool) -> nn.Module:
+    """The projector of a model, by its reducer's ``has_linear_projector``."""
+    if is_linear:
+        return nn.Linear(vision_width, language_width, bias=False)
+    return Projector(vision_width, language_width)

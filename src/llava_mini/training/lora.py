@@ -70,7 +70,7 @@ def add_lora(model: LlavaMiniForConditionalGeneration, settings: LoraSettings) -
     peft.inject_adapter_in_model(_config(settings), model, _ADAPTER, low_cpu_mem_usage=_is_meta(model))
     for name, parameter in model.named_parameters():
         if ".lora_" in name and parameter.device.type != "meta":
-            parameter.data = parameter.data.to(model.projector.linear_1.weight.dtype)
+            parameter.data = parameter.data.to(next(model.projector.parameters()).dtype)
 
 
 def save_lora(
@@ -148,7 +148,7 @@ def _has(model: LlavaMiniForConditionalGeneration, part: str) -> bool:
 
 
 def _is_meta(model: LlavaMiniForConditionalGeneration) -> bool:
-    return model.projector.linear_1.weight.device.type == "meta"
+    return next(model.projector.parameters()).device.type == "meta"
 
 
 def _peft() -> Any:

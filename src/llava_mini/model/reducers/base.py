@@ -1,7 +1,7 @@
 """What a reducer is: it turns what the vision tower says of a frame into the tokens that stand for it.
 
-A method is one class. What it is given and where it stands follow from four facts that it states about itself;
-all default to what query-based compression does.
+A method is one class. What it is given and where it stands follow from the facts that it states about itself; all
+default to what query-based compression does. What it costs is one of them.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
+
+from llava_mini.config import LlavaMiniConfig
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,31 @@ class TowerRead:
     """From these hidden states, each [F, 1 + N, E] with the class token first, to [F, N, width]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a reducer takes, from the configuration alone, as ``model.cost`` counts: 2 for each multiply-add."""
+
+    parameters: int = 0
+    """All weights of the reducer, those included that never train."""
+    shared: int = 0
+    """Operations here that all frames share."""
+    per_frame: int = 0
+    """Operations here for each frame."""
+    of_tower: int = 0
+    """Operations here for each view of a frame, of what is read of the vision tower besides its layers."""
+    projected: int | None = None
+    """Rows of a frame that the projector maps here, without those that pre-fusion reads. None: all its tokens."""
+    published: int = 0
+    """Operations for each frame in the code of the method's authors, counted as the paper counts."""
+    published_projected: int | None = None
+    """Rows of a frame that the projector maps there. None: all its tokens."""
+
+
 class Reducer(nn.Module):
-    """Turns the patches of each frame into its tokens: a forward of its own, and these facts."""
+    """Turns the patches of each frame into its tokens: a forward of its own, and these facts.
+
+    It is built from the configuration, which stays within reach: what a field says when frames are reduced holds.
+    """
 
     reads: ClassVar[tuple[TowerRead, ...]] = ()
     """What it reads besides the patches. It stands after them, in this order, in the last dimension."""
@@ -60,6 +85,20 @@ class Reducer(nn.Module):
     """Whether it reads patches that were projected to language width, instead of being projected itself."""
     reads_question: ClassVar[bool] = False
     """Whether its tokens depend on what is asked. Its ``forward`` then takes a ``Question`` after the patches."""
+    has_linear_projector: ClassVar[bool] = False
+    """Whether one linear map without bias takes the place of the two-layer projector."""
+
+    def __init__(self, config: LlavaMiniConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def init_weights(self) -> None:
+        """Fill the parameters that are its own, not those of a layer, with ``transformers.initialization``."""
+
+    @classmethod
+    def cost(cls, config: LlavaMiniConfig, num_question_tokens: int) -> Cost:
+        """What it takes with a question of so many tokens. By default nothing, as without weights."""
+        return Cost()
 
     @property
     def is_ragged(self) -> bool:
