@@ -15,14 +15,22 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
-ReducerName = Literal["identity", "average_pool", "query"]
+ReducerName = Literal["identity", "average_pool", "query", "mqt", "token_packer"]
 
 TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
     "identity": lambda config: config.patches_per_frame,
     "average_pool": lambda config: config.reducer_grid**2,
     "query": lambda config: config.reducer_grid**2,
+    "mqt": lambda config: config.reducer_tokens,
+    "token_packer": lambda config: config.reducer_grid**2,
 }
 """Places in the prompt for one frame, by ``ReducerName``: all its tokens, or the most it can have."""
+
+REDUCER_HEADS: dict[str, int] = {"query": 8, "mqt": 16, "token_packer": 8}
+"""Attention heads of the reducers that have any, as published; the vision width is divided among them."""
+
+CELLS_OF_PATCHES = ("token_packer",)
+"""Reducers whose tokens stand for squares of patches, all of the same size."""
 
 RELEASED_MODEL_TYPE = "llava_mini_llama"
 """``model_type`` of the configurations published by the authors."""
@@ -120,15 +128,30 @@ class LlavaMiniConfig(PreTrainedConfig):
                 f"The vision tower's image_size {self.image_size} is not a multiple of its patch_size "
                 f"{self.patch_size}. Change one of them in vision_config."
             )
-        if self.reducer == "query" and vision.hidden_size % 8:
-            raise ValueError(
-                f"The query reducer has 8 heads, but the vision width {vision.hidden_size} is not a multiple of 8. "
-                "Change vision_config.hidden_size or the reducer."
-            )
+        self._check_reducer()
         if self.image_token_id < self.text.vocab_size:
             raise ValueError(
                 f"image_token_id {self.image_token_id} is an id of the vocabulary (size {self.text.vocab_size}). It "
                 "marks places and is never embedded: leave it out, or give an id from the vocabulary's size on."
+            )
+
+    def _check_reducer(self) -> None:
+        width, heads = self.vision.hidden_size, REDUCER_HEADS.get(self.reducer, 1)
+        if width % heads:
+            raise ValueError(
+                f"The {self.reducer} reducer has {heads} heads, but the vision width {width} is not a multiple of "
+                f"{heads}. Change vision_config.hidden_size or the reducer."
+            )
+        if self.reducer in CELLS_OF_PATCHES and self.reduced_side % self.reducer_grid:
+            raise ValueError(
+                f"The {self.reducer} reducer cuts {self.reduced_side} patches per side into reducer_grid parts, but "
+                f"{self.reducer_grid} does not divide {self.reduced_side}. Choose one of "
+                f"{', '.join(str(n) for n in range(1, self.reduced_side + 1) if self.reduced_side % n == 0)}."
+            )
+        if self.reducer == "mqt" and self.reducer_tokens > self.matryoshka_side**2:
+            raise ValueError(
+                f"The mqt reducer has {self.matryoshka_side**2} queries for {self.patches_per_side} patches per side, "
+                f"got reducer_tokens={self.reducer_tokens}. Give at most {self.matryoshka_side**2}."
             )
 
     @property
@@ -175,6 +198,11 @@ class LlavaMiniConfig(PreTrainedConfig):
     def reduced_patches(self) -> int:
         """Patches of a frame that a reducer reads."""
         return self.reduced_side**2
+
+    @property
+    def matryoshka_side(self) -> int:
+        """Side of the grid of MQT's queries: 16 for 24 patches per side as published, else about two thirds, even."""
+        return max(2 * round(self.patches_per_side / 3), 2)
 
     @property
     def tokens_per_frame(self) -> int:

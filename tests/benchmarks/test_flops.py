@@ -66,10 +66,17 @@ def test_tables_show_goals_misprints_and_all_ways(report):
 
 def test_settings_reach_the_count():
     report = flops.run(Settings(size="8b", tokens=(4, 16), hd=True, text_tokens=20))
-    assert len(report.results["methods"]) == 7  # all patches have no choice of tokens
+    names = list(report.results["methods"])
+    assert len(names) == len(set(names)) == 2 * (len(METHODS) - 1) + 1  # all patches have no choice of tokens
     ours = report.results["methods"]["LLaVA-Mini, 4 tokens"]
     assert list(ours["later"]) == ["0"]
     assert ours["first"]["total"] > 5e12
+
+
+def test_ways_that_cannot_make_so_many_tokens_are_left_out():
+    names = list(flops.run(Settings(tokens=(25,))).results["methods"])
+    assert "MQT, 25 tokens" in names
+    assert not any("TokenPacker" in name for name in names)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig
 
 from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.model import cost
@@ -13,6 +14,11 @@ from tests.tiny_models import batch, pixels, prompt, tiny_config
 
 ROTATION = 1e-3
 """What the angles of rotary positions may add: some versions of transformers make them by a matrix product."""
+
+WIDE = CLIPVisionConfig(
+    hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=2
+)
+"""A tower with room for 16 heads wider than 1, which torch would not multiply as matrices."""
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -23,6 +29,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"reducer": "identity", "prefusion_num_layers": 0},
     {"prefusion_num_layers": 0},
     {"prefusion_num_layers": 1, "resolution_ratio": 2, "reducer_grid": 4},
+    {"reducer": "mqt", "reducer_tokens": 1, "prefusion_num_layers": 0, "vision_config": WIDE},
+    {"reducer": "mqt", "reducer_tokens": 4, "prefusion_num_layers": 0, "resolution_ratio": 2, "vision_config": WIDE},
+    {"reducer": "token_packer", "reducer_grid": 2},
+    {"reducer": "token_packer", "reducer_grid": 1, "prefusion_num_layers": 0},
 ]
 
 
@@ -49,6 +59,22 @@ def vicuna(**fields: Any) -> LlavaMiniConfig:
 )
 def test_the_papers_counting_gives_the_papers_totals(fields, printed):
     assert round(cost.paper_flops(vicuna(**fields)).total / 1e12, 2) == printed
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"reducer": "mqt", "reducer_tokens": 256}, 4.31),
+        ({"reducer": "mqt", "reducer_tokens": 36}, 1.40),
+        ({"reducer": "mqt", "reducer_tokens": 2}, 0.95),
+        ({"reducer": "token_packer", "reducer_grid": 12}, 2.84),
+        ({"reducer": "token_packer", "reducer_grid": 8}, 1.78),
+        ({"reducer": "token_packer", "reducer_grid": 6}, 1.41),
+    ],
+)
+def test_the_papers_counting_gives_what_is_known_of_other_methods(fields, known):
+    total = cost.paper_flops(vicuna(prefusion_num_layers=0, **fields)).total / 1e12
+    assert total == pytest.approx(known, abs=0.01)
 
 
 def test_misprints_of_the_paper_are_what_the_docstring_says():

@@ -118,6 +118,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "average pooling, no pre-fusion": {"reducer": "average_pool", "prefusion_num_layers": 0},
     "query, no pre-fusion": {"reducer": "query", "prefusion_num_layers": 0},
     "LLaVA-Mini": {"reducer": "query"},
+    "MQT": {"reducer": "mqt", "prefusion_num_layers": 0},
+    "TokenPacker": {"reducer": "token_packer", "prefusion_num_layers": 0},
 }
 """Ways from patches to tokens that exist here, by what they change about LLaVA-Mini."""
 
@@ -129,7 +131,7 @@ class Settings:
     size: str = "7b"
     """tiny, middle, 7b or 8b."""
     tokens: tuple[int, ...] = (1,)
-    """Tokens of an image in the language model: each number is a row of each way that has a choice."""
+    """Tokens of an image in the language model: each number is a row of each way that can make so many."""
     hd: bool = False
     """Five views of the image, 672 px instead of 336."""
     text_tokens: int = cost.PAPER_TEXT_TOKENS
@@ -175,7 +177,10 @@ def _configs(settings: Settings) -> dict[str, LlavaMiniConfig]:
     found = {}
     for name, fields in METHODS.items():
         for tokens in settings.tokens:
-            config = changed(size_config(settings.size, tokens=tokens, hd=settings.hd), **fields)
+            try:
+                config = changed(size_config(settings.size, tokens=tokens, hd=settings.hd), **fields)
+            except ValueError:  # so many tokens are none of its numbers
+                continue
             found[f"{name}, {config.tokens_per_frame} token{'' if config.tokens_per_frame == 1 else 's'}"] = config
     return found
 

@@ -37,7 +37,7 @@ def size_config(size: str, *, tokens: int = 1, hd: bool = False) -> LlavaMiniCon
     grid = round(tokens**0.5) if tokens > 0 else 0
     if tokens < 1 or grid**2 != tokens:
         raise ValueError(f"The tokens of an image form a square, so 1, 4, 16, 64 and the like; got {tokens}.")
-    return changed(SIZES[size](), reducer_grid=grid, resolution_ratio=2 if hd else 1)
+    return changed(SIZES[size](), reducer_grid=grid, reducer_tokens=tokens, resolution_ratio=2 if hd else 1)
 
 
 def changed(config: LlavaMiniConfig, **fields: object) -> LlavaMiniConfig:

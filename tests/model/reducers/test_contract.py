@@ -15,6 +15,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "identity": {"reducer": "identity"},
     "average_pool": {"reducer": "average_pool", "reducer_grid": 2},
     "query": {"reducer": "query"},
+    "mqt": {"reducer": "mqt", "reducer_tokens": 3, "prefusion_num_layers": 0},
+    "token_packer": {"reducer": "token_packer", "reducer_grid": 2},
 }
 """One model for each ``ReducerName``, by that name."""
 

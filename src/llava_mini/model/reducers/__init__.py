@@ -4,7 +4,9 @@ from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.reducers.average_pool import AveragePool
 from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer
 from llava_mini.model.reducers.identity import Identity
+from llava_mini.model.reducers.mqt import MatryoshkaQueries
 from llava_mini.model.reducers.query import QueryReducer
+from llava_mini.model.reducers.token_packer import TokenPacker
 
 __all__ = ["REDUCERS", "Cost", "Question", "Reduced", "Reducer", "build_reducer"]
 
@@ -12,6 +14,8 @@ REDUCERS: dict[str, type[Reducer]] = {
     "identity": Identity,
     "average_pool": AveragePool,
     "query": QueryReducer,
+    "mqt": MatryoshkaQueries,
+    "token_packer": TokenPacker,
 }
 """By ``ReducerName``."""
 
