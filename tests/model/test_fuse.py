@@ -327,3 +327,47 @@ def test_a_kernel_like_flash_attention_needs_no_mask(family: str, text: dict[str
     expected = model.fuse(inputs).inputs_embeds
     model.config.text._attn_implementation = "flash_attention_reference"
     torch.testing.assert_close(model.fuse(inputs).inputs_embeds, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_no_vision_token_is_as_if_the_places_of_frames_were_not_there(layers: int):
+    model = tiny_model(vision_tokens_from="nowhere", reducer="average_pool", prefusion_num_layers=layers)
+    inputs = mixed_batch(model, "left")
+    with torch.inference_mode():
+        fused = model.fuse(inputs)
+        assert inputs.attention_mask is not None
+        tokens = ("input_ids", "attention_mask", "pixel_values")
+        logits = model(**{name: getattr(inputs, name) for name in tokens}).logits
+        for row, ids in enumerate(inputs.input_ids):
+            real = ids[inputs.attention_mask[row].bool()]
+            text = real[real != model.config.image_token_id]
+            mine = fused.attention_mask[row].bool()
+            assert torch.equal(fused.input_ids[row][mine], text)
+            alone = model.language_model(inputs_embeds=fused.inputs_embeds[row][mine][None]).logits[0]
+            torch.testing.assert_close(logits[row, -len(text) :], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_no_vision_token_gives_the_same_prompt_from_a_tensor_and_from_a_stream():
+    model = tiny_model(vision_tokens_from="nowhere", reducer="average_pool")
+    frames = pixels(model.config, 3)
+    with torch.inference_mode():
+        whole = model.fuse(
+            ModelInputs(input_ids=torch.tensor([prompt(model.config, [5, 6], 3, [7, 8])]), pixel_values=frames)
+        )
+        chunks = [FrameChunk(pixel_values=frames[:2], slot=0), FrameChunk(pixel_values=frames[2:], slot=0)]
+        ids = torch.tensor([prompt(model.config, [5, 6], 1, [7, 8])])
+        streamed = model.fuse(ModelInputs(input_ids=ids, pixel_values=chunks))
+    assert whole.input_ids.tolist() == streamed.input_ids.tolist() == [[5, 6, 7, 8]]
+    torch.testing.assert_close(whole.inputs_embeds, streamed.inputs_embeds)
+
+
+def test_what_is_generated_begins_with_the_ids_that_were_given():
+    model = tiny_model(vision_tokens_from="nowhere", reducer="average_pool")
+    tensors = batch([prompt(model.config, [5, 6], 1, [7, 8]), prompt(model.config, [5, 6], 2, [7])], "left")
+    given = {"pixel_values": pixels(model.config, 3), "max_new_tokens": 3, "min_new_tokens": 3}
+    ids = model.generate(**tensors, **given)
+    told = model.generate(**tensors, **given, return_dict_in_generate=True)
+    assert isinstance(ids, torch.Tensor)
+    assert torch.equal(ids[:, : tensors["input_ids"].shape[1]], tensors["input_ids"])
+    assert ids.shape[1] == tensors["input_ids"].shape[1] + 3
+    assert torch.equal(told["sequences"], ids)

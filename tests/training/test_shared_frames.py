@@ -1,8 +1,19 @@
+from dataclasses import replace
+
+import pytest
 import torch
 
 from llava_mini.flow import ModelInputs
-from llava_mini.training.shared_frames import fuse_shared
-from tests.tiny_models import IMAGE_TOKEN, pixels, tiny_model
+from llava_mini.training.language_pretraining import answer_loss, row_loss
+from llava_mini.training.shared_frames import answer_rows, fuse_shared, shares_much
+from tests.tiny_models import IMAGE_TOKEN, batch, pixels, tiny_model
+
+I = IMAGE_TOKEN  # noqa: E741
+
+
+def wide(row, places):
+    """Ids with as many image tokens as a frame has tokens."""
+    return [token for one in row for token in [one] * (places if one == I else 1)]
 
 
 def inputs_of(pixel_values):
@@ -37,3 +48,65 @@ def test_shared_frames_give_what_repeated_frames_give_and_the_same_gradients():
     assert any(name.startswith("prefusion") for name in plain_gradients)
     for name, gradient in plain_gradients.items():
         torch.testing.assert_close(shared_gradients[name], gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_language_model_reads_what_questions_share_once_with_the_same_loss_and_gradients(layers):
+    model = tiny_model(reducer="identity", prefusion_num_layers=layers)
+    places = model.config.tokens_per_frame
+    prompts = [
+        wide(row, places) for row in ([5, I, 6, 7, 8], [5, I, 9, 8, 4, 10, 4], [5, I, I, 6, 4, 11], [5, I, I, 12, 4, 9])
+    ]
+    tensors = batch(prompts)
+    labels = torch.full_like(tensors["input_ids"], -100)
+    for row, prompt in enumerate(prompts):
+        labels[row, len(prompt) - 2 : len(prompt)] = torch.tensor(prompt[-2:])
+    inputs = ModelInputs(**tensors, labels=labels, pixel_values=pixels(model.config, 3))
+    sources, head = torch.tensor([0, 0, 1, 2, 1, 2]), model.language_model.lm_head
+
+    def plain():
+        fused = fuse_shared(model, inputs, sources)
+        hidden = model.language_model.model(inputs_embeds=fused.inputs_embeds, attention_mask=fused.attention_mask)
+        return answer_loss(head, hidden.last_hidden_state, fused.labels)
+
+    def shared():
+        fused = fuse_shared(model, inputs, sources)
+        assert shares_much(model, fused, sources)
+        return row_loss(head, *answer_rows(model, fused, sources))
+
+    found = []
+    for losses_of in (plain, shared):
+        model.zero_grad()
+        losses = losses_of()
+        losses.total.backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found.append((float(losses.total.detach()), losses.right, gradients))
+    (loss, right, gradients), (shared_loss, shared_right, shared_gradients) = found
+    assert shared_loss == pytest.approx(loss, rel=1e-5)
+    assert shared_right == right
+    assert gradients.keys() == shared_gradients.keys()
+    assert any(name.startswith("vision_tower") for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(shared_gradients[name], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_shared_where_a_frame_is_one_token_or_none_or_its_answer_follows_at_once():
+    sources = torch.tensor([0, 0, 1, 2, 1, 2])
+    model = tiny_model(reducer="identity")
+    tensors = batch([wide([5, I, 7], model.config.tokens_per_frame)] * 6)
+    labels = tensors["input_ids"].masked_fill(tensors["input_ids"] != 7, -100)
+    inputs = ModelInputs(**tensors, labels=labels, pixel_values=pixels(model.config, 1))
+    assert not shares_much(model, fuse_shared(model, inputs, torch.zeros(6).long()), torch.zeros(6).long())
+    for fields in ({}, {"vision_tokens_from": "nowhere"}):
+        model = tiny_model(**fields)
+        fused = fuse_shared(model, inputs_of(pixels(model.config, 3)), sources)
+        assert not shares_much(model, fused, sources)
+
+
+def test_features_give_what_their_pixels_give():
+    model, sources = tiny_model(), torch.tensor([0, 0, 1, 2, 1, 2])
+    inputs = inputs_of(pixels(model.config, 3))
+    features = model.encode_frames(inputs.pixel_values)
+    plain = fuse_shared(model, inputs, sources)
+    stored = fuse_shared(model, replace(inputs, pixel_values=None, features=features), sources)
+    assert torch.equal(stored.inputs_embeds, plain.inputs_embeds)

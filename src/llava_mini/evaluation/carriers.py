@@ -50,32 +50,32 @@ class Carried:
     """By kind of question, the share of answers that are as they were with nothing changed, right or wrong."""
 
 
-def zeroed_tokens(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
+def zeroed_tokens(model: LlavaMiniForConditionalGeneration, asking: Variants) -> FusedPrompt:
     """Vision tokens become zeros."""
-    embeds = asked.own.inputs_embeds.masked_fill(_of_frames(model, asked.own)[..., None], 0.0)
-    return replace(asked.own, inputs_embeds=embeds)
+    embeds = asking.own.inputs_embeds.masked_fill(_of_frames(model, asking.own)[..., None], 0.0)
+    return replace(asking.own, inputs_embeds=embeds)
 
 
-def shuffled_tokens(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
+def shuffled_tokens(model: LlavaMiniForConditionalGeneration, asking: Variants) -> FusedPrompt:
     """The vision tokens of a clip stand in another order of its frames."""
-    return asked.disordered
+    return asking.disordered
 
 
-def swapped_tokens(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
+def swapped_tokens(model: LlavaMiniForConditionalGeneration, asking: Variants) -> FusedPrompt:
     """Vision tokens are those of the other frames."""
     if not model.config.prefusion_num_layers:
-        return asked.other  # whose text is the same; its tokens may be more or fewer
-    return _mixed(asked, _of_frames(model, asked.own))
+        return asking.other  # whose text is the same; its tokens may be more or fewer
+    return _mixed(asking, _of_frames(model, asking.own))
 
 
-def swapped_text(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
+def swapped_text(model: LlavaMiniForConditionalGeneration, asking: Variants) -> FusedPrompt:
     """Text is the same text fused with the other frames."""
-    return _mixed(asked, asked.own.is_fused)
+    return _mixed(asking, asking.own.is_fused)
 
 
-def raw_text(model: LlavaMiniForConditionalGeneration, asked: Variants) -> FusedPrompt:
+def raw_text(model: LlavaMiniForConditionalGeneration, asking: Variants) -> FusedPrompt:
     """Text is what it was before pre-fusion."""
-    own = asked.own
+    own = asking.own
     raw = model.get_input_embeddings()(own.input_ids.masked_fill(_of_frames(model, own), 0))
     return replace(own, inputs_embeds=torch.where(own.is_fused[..., None], raw, own.inputs_embeds))
 
@@ -161,7 +161,11 @@ def fused_variants(
     def fused(order: Tensor) -> FusedPrompt:
         return model.fuse(ModelInputs(features=features[order.flatten()], **tensors))
 
-    return Variants(own=fused(frames), other=fused(frames.roll(1, dims=0)), disordered=fused(frames.gather(1, orders)))
+    return Variants(
+        own=fused(frames),
+        other=fused(frames.roll(1, dims=0)),
+        disordered=fused(frames.gather(1, orders)),
+    )
 
 
 def answers_to(
@@ -196,14 +200,14 @@ def _kinds(bench: Bench) -> list[str]:
 
 
 def _of_frames(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt) -> Tensor:
-    """The places of vision tokens: [B, S] bool."""
-    return fused.input_ids == model.config.image_token_id
+    """The places of vision tokens: [B, S] bool. Frames may have fewer than their prompt has room for."""
+    return (fused.input_ids == model.config.image_token_id) & fused.attention_mask.bool()
 
 
-def _mixed(asked: Variants, places: Tensor) -> FusedPrompt:
+def _mixed(asking: Variants, places: Tensor) -> FusedPrompt:
     """The prompts with the rows of others in some places, [B, S] bool."""
-    own, other = asked.own.inputs_embeds, asked.other.inputs_embeds
-    return replace(asked.own, inputs_embeds=torch.where(places[..., None], other, own))
+    own, other = asking.own.inputs_embeds, asking.other.inputs_embeds
+    return replace(asking.own, inputs_embeds=torch.where(places[..., None], other, own))
 
 
 def _other_order(num_frames: int, seed: int) -> list[int]:

@@ -191,14 +191,9 @@ def tiny(*, output_dir: Path, smoke: bool = False, minutes: float | None = None)
 
 def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
     """Return a run with settings of one's own."""
+    tokenizer = cache(lambda: _kept_tokenizer(settings, output_dir / "tokenizer.json"))
 
-    @cache
-    def tokenizer() -> PreTrainedTokenizerFast:
-        return _kept_tokenizer(settings, output_dir / "tokenizer.json")
-
-    def language_world() -> WorldSettings:
-        share = 0.0 if settings.world.clip_share == 0 else 0.2
-        return replace(settings.world, clip_share=share)
+    language_world = replace(settings.world, clip_share=0.0 if settings.world.clip_share == 0 else 0.2)
 
     def vision() -> VisionPretraining:
         reducer = _build(settings, settings.config.reducer).reducer
@@ -220,7 +215,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
             tokenizer(),
             batch_size=settings.language_batch,
             dtype=settings.dtype,
-            settings=language_world(),
+            settings=language_world,
         )
 
     def stage_1() -> InstructionTuning:

@@ -56,8 +56,11 @@ def shares_much(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, fr
     """Whether ``answer_rows`` runs less than half of the rows that the language model would run for whole prompts."""
     if model.reducer.is_late or model.config.vision_tokens_from == "nowhere" or 0 in fused.num_frames:
         return False
-    shared = sum(group.num_rows for group in _groups(model, fused, frame_sources))
-    return 2 * shared < fused.input_ids.numel()
+    assert fused.labels is not None
+    groups = _groups(model, fused, frame_sources)
+    if any(bool((fused.labels[group.prompts, group.end] != -100).any()) for group in groups):
+        return False  # an answer that follows a frame at once
+    return 2 * sum(group.num_rows for group in groups) < fused.input_ids.numel()
 
 
 def answer_rows(
