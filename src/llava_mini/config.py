@@ -15,21 +15,24 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
-ReducerName = Literal["identity", "average_pool", "query", "mqt", "token_packer"]
+ReducerName = Literal["identity", "average_pool", "query", "mqt", "m3", "token_packer", "quecc", "llama_vid"]
 
 TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
     "identity": lambda config: config.patches_per_frame,
     "average_pool": lambda config: config.reducer_grid**2,
     "query": lambda config: config.reducer_grid**2,
     "mqt": lambda config: config.reducer_tokens,
+    "m3": lambda config: config.reducer_grid**2,
     "token_packer": lambda config: config.reducer_grid**2,
+    "quecc": lambda config: config.reducer_grid**2,
+    "llama_vid": lambda config: 1 + config.reducer_grid**2,
 }
 """Places in the prompt for one frame, by ``ReducerName``: all its tokens, or the most it can have."""
 
-REDUCER_HEADS: dict[str, int] = {"query": 8, "mqt": 16, "token_packer": 8}
+REDUCER_HEADS: dict[str, int] = {"query": 8, "mqt": 16, "token_packer": 8, "quecc": 8}
 """Attention heads of the reducers that have any, as published; the vision width is divided among them."""
 
-CELLS_OF_PATCHES = ("token_packer",)
+CELLS_OF_PATCHES = ("m3", "token_packer", "quecc", "llama_vid")
 """Reducers whose tokens stand for squares of patches, all of the same size."""
 
 RELEASED_MODEL_TYPE = "llava_mini_llama"

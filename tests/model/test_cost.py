@@ -8,8 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig
 
 from llava_mini.config import LlavaMiniConfig, preset
+from llava_mini.flow import ModelInputs
 from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.reducers import REDUCERS
 from tests.tiny_models import batch, pixels, prompt, tiny_config
 
 ROTATION = 1e-3
@@ -33,7 +35,17 @@ VARIANTS: list[dict[str, Any]] = [
     {"reducer": "mqt", "reducer_tokens": 4, "prefusion_num_layers": 0, "resolution_ratio": 2, "vision_config": WIDE},
     {"reducer": "token_packer", "reducer_grid": 2},
     {"reducer": "token_packer", "reducer_grid": 1, "prefusion_num_layers": 0},
+    {"reducer": "m3", "reducer_grid": 2, "prefusion_num_layers": 0},
+    {"reducer": "quecc", "reducer_grid": 1, "prefusion_num_layers": 0},
+    {"reducer": "llama_vid", "reducer_grid": 2, "prefusion_num_layers": 0, "vision_config": WIDE},
 ]
+
+ASKED = 4
+"""Words after the first frame in what is counted."""
+
+
+def reads_question(fields: dict[str, Any]) -> bool:
+    return REDUCERS[fields.get("reducer", "query")].reads_question
 
 
 def vicuna(**fields: Any) -> LlavaMiniConfig:
@@ -70,6 +82,8 @@ def test_the_papers_counting_gives_the_papers_totals(fields, printed):
         ({"reducer": "token_packer", "reducer_grid": 12}, 2.84),
         ({"reducer": "token_packer", "reducer_grid": 8}, 1.78),
         ({"reducer": "token_packer", "reducer_grid": 6}, 1.41),
+        ({"reducer": "m3"}, 0.955),
+        ({"reducer": "quecc"}, 1.15),
     ],
 )
 def test_the_papers_counting_gives_what_is_known_of_other_methods(fields, known):
@@ -95,7 +109,7 @@ def test_query_reducer_costs_what_table_8_says():
 @pytest.mark.parametrize("num_frames", [0, 1, 3])
 def test_flops_equal_those_of_a_counted_forward(fields, num_frames):
     config = tiny_config(attn_implementation="eager", **fields)
-    computed = cost.flops(config, num_frames=num_frames, num_text_tokens=11).as_dict()
+    computed = cost.flops(config, num_frames=num_frames, num_text_tokens=11, num_question_tokens=ASKED).as_dict()
     assert counted(config, num_frames, 11) == pytest.approx(computed, rel=ROTATION)
 
 
@@ -137,7 +151,7 @@ def test_bytes_follow_the_number_format():
     assert cost.prefusion_bytes_per_frame(config, "float16") == 4 * 577 * 2 * 4096 * 2
 
 
-@pytest.mark.parametrize("fields", VARIANTS)
+@pytest.mark.parametrize("fields", [one for one in VARIANTS if not reads_question(one)])
 @pytest.mark.parametrize(("num_frames", "num_kept"), [(1, 0), (1, 4), (3, 4)])
 def test_flops_of_a_later_question_equal_those_of_a_counted_run(fields, num_frames, num_kept):
     config = tiny_config(attn_implementation="eager", **fields)
@@ -147,6 +161,24 @@ def test_flops_of_a_later_question_equal_those_of_a_counted_run(fields, num_fram
     assert (computed.vision_tower, computed.reducer, computed.projector) == (0, 0, 0)
     counts = counted_later(config, num_frames, num_kept, 11)
     assert counts == pytest.approx((computed.prefusion, computed.language_model), rel=0.01)
+
+
+@pytest.mark.parametrize("fields", [one for one in VARIANTS if reads_question(one)])
+def test_flops_of_a_later_question_include_tokens_that_depend_on_it(fields):
+    config, kept, words = tiny_config(attn_implementation="eager", **fields), 4, 7
+    computed = cost.later_question_flops(config, num_frames=3, num_text_tokens=words, num_kept_tokens=kept)
+    model = LlavaMiniForConditionalGeneration(config).eval()
+    inputs = ModelInputs(**batch([prompt(config, [5] * kept, 3, [5] * words)]))
+    with torch.no_grad():
+        _, seen = model.reduce_frames(model.encode_frames(pixels(config, 3)))
+        cache = model.language_model(input_ids=inputs.input_ids[:, :kept], use_cache=True).past_key_values
+        with FlopCounterMode(display=False) as counter:
+            text = model.text_rows(inputs)
+            tokens = model.frame_tokens(seen, text, torch.zeros(3, dtype=torch.long)).tokens
+            rows = torch.cat([tokens.flatten(0, 1)[None], text.embeds[:, -words:]], dim=1)
+            model.language_model(inputs_embeds=rows, past_key_values=cache, logits_to_keep=1)
+    assert counter.get_total_flops() == pytest.approx(computed.total, rel=0.01)
+    assert min(computed.reducer, computed.projector, computed.language_model) > 0
 
 
 def test_a_later_question_costs_what_the_goal_says_before_the_language_model():
@@ -175,13 +207,16 @@ def test_empty_prompt_is_refused():
 def counted(config: LlavaMiniConfig, num_frames: int, num_text_tokens: int) -> dict[str, int]:
     """What torch counts in one forward, by part."""
     model = LlavaMiniForConditionalGeneration(config).eval()
-    inputs = batch([prompt(config, [5] * num_text_tokens, num_frames)])
+    inputs = batch([prompt(config, [5] * (num_text_tokens - ASKED), num_frames, [5] * ASKED)])
     images = pixels(config, num_frames) if num_frames else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs, pixel_values=images, logits_to_keep=1)
     by_name = {name: sum(count.values()) for name, count in counter.get_flop_counts().items()}
     by_module = {name.rpartition(".")[2]: count for name, count in by_name.items() if name.count(".") == 1}
     counts = {name: by_module.get(name, 0) for name in cost.flops(config).as_dict()}
+    # It reads a question alone without its head, which is no call of the whole part.
+    inner = [f"LlavaMiniForConditionalGeneration.language_model.{part}" for part in ("model", "lm_head")]
+    counts["language_model"] = sum(by_name[name] for name in inner)
     # The tower's layers are called one by one, so what they count belongs to no part.
     return {**counts, "vision_tower": by_name["Global"] - sum(counts.values())}
 

@@ -119,7 +119,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "query, no pre-fusion": {"reducer": "query", "prefusion_num_layers": 0},
     "LLaVA-Mini": {"reducer": "query"},
     "MQT": {"reducer": "mqt", "prefusion_num_layers": 0},
+    "M3": {"reducer": "m3", "prefusion_num_layers": 0},
     "TokenPacker": {"reducer": "token_packer", "prefusion_num_layers": 0},
+    "QueCC": {"reducer": "quecc", "prefusion_num_layers": 0},
+    "LLaMA-VID, 1 of them for what is asked": {"reducer": "llama_vid", "prefusion_num_layers": 0},
 }
 """Ways from patches to tokens that exist here, by what they change about LLaVA-Mini."""
 

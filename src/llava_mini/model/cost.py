@@ -81,7 +81,9 @@ def flops(
 
     decoder = _Decoder(config.text)
     length = num_frames * tokens + num_text_tokens
-    language_model = config.text.num_hidden_layers * decoder.layer(length, length) + decoder.head
+    asked = _rows_read_before(config, min(num_text_tokens, num_question_tokens) if num_frames else 0)
+    language_model = config.text.num_hidden_layers * (decoder.layer(length, length) + decoder.layer(asked, asked))
+    language_model += decoder.head
     return ByPart(
         vision_tower=num_frames * config.views_per_frame * (one_view + reducer.of_tower),
         reducer=num_frames * reducer.per_frame + (reducer.shared if num_frames else 0),
@@ -116,7 +118,8 @@ def paper_flops(
     one_view = _patch_embedding(config) + config.vision.num_hidden_layers * rows * _tower_layer(config)
     decoder = _Decoder(config.text)
     fused_rows = _prefusion_rows(config) + num_text_tokens
-    length = num_frames * tokens + num_text_tokens
+    length = num_frames * tokens + num_text_tokens  # the question is read once more for each frame
+    length += num_frames * _rows_read_before(config, min(num_text_tokens, num_question_tokens))
     return ByPart(
         vision_tower=num_frames * config.views_per_frame * one_view,
         reducer=num_frames * reducer.published,
@@ -161,12 +164,14 @@ def later_question_flops(
         reducer = _reducer_cost(config, num_text_tokens, num_text_tokens)
         projected, rows = _projected(config, reducer), tokens + num_text_tokens
     fused_keys = _prefusion_rows(config) + num_kept_tokens + num_text_tokens
+    asked = _rows_read_before(config, num_text_tokens)
     return ByPart(
         vision_tower=0,
         reducer=num_frames * reducer.per_frame + (reducer.shared if num_frames else 0),
         projector=num_frames * projected * _projector(config),
         prefusion=num_frames * config.prefusion_num_layers * decoder.layer(num_text_tokens, fused_keys),
-        language_model=config.text.num_hidden_layers * decoder.layer(rows, tokens + num_kept_tokens + num_text_tokens)
+        language_model=config.text.num_hidden_layers
+        * (decoder.layer(rows, tokens + num_kept_tokens + num_text_tokens) + decoder.layer(asked, asked))
         + decoder.head,
     )
 
@@ -286,6 +291,11 @@ def _projected(config: LlavaMiniConfig, reducer: Cost) -> int:
         return rows
     are_patches = config.reducer == "identity" or REDUCERS[config.reducer].reads_projected
     return config.patches_per_frame + (0 if are_patches else rows)
+
+
+def _rows_read_before(config: LlavaMiniConfig, num_question_tokens: int) -> int:
+    """Rows in which the language model reads the question alone, for reducers that want its hidden states."""
+    return max(num_question_tokens, 1) if REDUCERS[config.reducer].reads_hidden else 0
 
 
 def _reducer_cost(config: LlavaMiniConfig, num_text_tokens: int, num_question_tokens: int) -> Cost:

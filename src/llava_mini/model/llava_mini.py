@@ -163,7 +163,10 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         if self.reducer.reads_projected:
             return self.reducer(self.projector(grid), *question)
         reduced = self.reducer(grid, *question)
-        return replace(reduced, tokens=self.projector(reduced.tokens))
+        tokens = self.projector(reduced.tokens)
+        if reduced.projected is not None:
+            tokens = torch.cat([reduced.projected, tokens], dim=1)
+        return replace(reduced, tokens=tokens, projected=None)
 
     def frame_tokens(self, vision: Tensor, text: splice.TextRows, prompt_of_frame: Tensor) -> Reduced:
         """What the language model reads of frames.
@@ -177,7 +180,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             return Reduced(vision, valid=torch.zeros(vision.shape[:2], dtype=torch.bool, device=vision.device))
         if not self.reducer.is_late:
             return Reduced(vision)
-        return self._reduce(vision, *([text.question.take(prompt_of_frame)] if self.reducer.reads_question else []))
+        return self._reduce(vision, *([] if text.question is None else [text.question.take(prompt_of_frame)]))
 
     def read(self, patches: Tensor | None, reduced: Tensor, text: Tensor | None) -> Fused:
         """Pre-fusion of frames [F, P, D], [F, Q, D] and their text [F, T, D]; without it, nothing changes."""
@@ -283,7 +286,19 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             visible=visible,
             embeds=embeds,
             packed=splice.pack(embeds, visible),
+            question=self._question(embeds, visible, is_image) if self.reducer.reads_question else None,
         )
+
+    def _question(self, embeds: Tensor, visible: Tensor, is_image: Tensor) -> Question:
+        """What reducers read of the text of prompts: embeds [B, T, D], visible and is_image [B, T] bool."""
+        asked = splice.pack(embeds, visible & (is_image.cumsum(1) > 0))
+        if not self.reducer.reads_hidden:
+            return Question(asked.embeds, asked.valid)
+        mask = asked.valid.long()
+        mask[:, 0] = 1  # where nothing is asked, so that no row looks at nothing
+        with torch.no_grad():
+            read = self.language_model.model(inputs_embeds=asked.embeds, attention_mask=mask, use_cache=False)
+        return Question(read.last_hidden_state, asked.valid)
 
     def _fusible(self, inputs: ModelInputs) -> Tensor:
         """Which tokens pre-fusion reads: [B, T] bool."""

@@ -5,7 +5,6 @@ Shapes: B prompts, T tokens, S spliced length, F frames, Q reduced tokens, D lan
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,12 +43,8 @@ class TextRows:
     """[B, T, D]."""
     packed: PackedText
     """The rows that pre-fusion reads."""
-
-    @cached_property
-    def question(self) -> Question:
-        """The text of each prompt that stands after its first frame, without answers."""
-        packed = pack(self.embeds, self.visible & (self.is_image.cumsum(1) > 0))
-        return Question(packed.embeds, packed.valid)
+    question: Question | None = None
+    """What each prompt asks about its frames. None: the reducer does not read it."""
 
     def with_fused(self, total: Tensor, frames: Tensor) -> Tensor:
         """Return embeds [B, T, D] with fused text in its places.

@@ -16,7 +16,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "average_pool": {"reducer": "average_pool", "reducer_grid": 2},
     "query": {"reducer": "query"},
     "mqt": {"reducer": "mqt", "reducer_tokens": 3, "prefusion_num_layers": 0},
+    "m3": {"reducer": "m3", "reducer_grid": 2, "prefusion_num_layers": 0},
     "token_packer": {"reducer": "token_packer", "reducer_grid": 2},
+    "quecc": {"reducer": "quecc", "reducer_grid": 2, "prefusion_num_layers": 0},
+    "llama_vid": {"reducer": "llama_vid", "prefusion_num_layers": 0},
 }
 """One model for each ``ReducerName``, by that name."""
 

@@ -4,7 +4,10 @@ from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.reducers.average_pool import AveragePool
 from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer
 from llava_mini.model.reducers.identity import Identity
+from llava_mini.model.reducers.llama_vid import LlamaVid
+from llava_mini.model.reducers.m3 import MatryoshkaPool
 from llava_mini.model.reducers.mqt import MatryoshkaQueries
+from llava_mini.model.reducers.quecc import QueCC
 from llava_mini.model.reducers.query import QueryReducer
 from llava_mini.model.reducers.token_packer import TokenPacker
 
@@ -15,7 +18,10 @@ REDUCERS: dict[str, type[Reducer]] = {
     "average_pool": AveragePool,
     "query": QueryReducer,
     "mqt": MatryoshkaQueries,
+    "m3": MatryoshkaPool,
     "token_packer": TokenPacker,
+    "quecc": QueCC,
+    "llama_vid": LlamaVid,
 }
 """By ``ReducerName``."""
 

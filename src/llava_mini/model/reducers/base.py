@@ -26,6 +26,8 @@ class Reduced:
     valid: Tensor | None = None
     """[F, Q] bool: the tokens that there are, where frames differ in their number. The others are left out of the
     prompt. None: all."""
+    projected: Tensor | None = None
+    """[F, some, D]: tokens that have language width already, and stand before the others. None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Question:
     """What is asked about each of some frames: the text of its prompt after the first frame, without answers."""
 
     embeds: Tensor
-    """[F, N, D], packed to the left."""
+    """[F, N, D], packed to the left: words, or what the language model makes of them (``Reducer.reads_hidden``)."""
     valid: Tensor
     """[F, N] bool: the rows that are a question's own."""
 
@@ -85,6 +87,9 @@ class Reducer(nn.Module):
     """Whether it reads patches that were projected to language width, instead of being projected itself."""
     reads_question: ClassVar[bool] = False
     """Whether its tokens depend on what is asked. Its ``forward`` then takes a ``Question`` after the patches."""
+    reads_hidden: ClassVar[bool] = False
+    """Whether its ``Question`` holds the last hidden states of the language model, which reads it alone before,
+    without gradients, instead of words."""
     has_linear_projector: ClassVar[bool] = False
     """Whether one linear map without bias takes the place of the two-layer projector."""
 
