@@ -15,14 +15,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import cast
 from zlib import crc32
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,7 +51,7 @@ from llava_mini.recipes.tiny import (
 )
 from llava_mini.training.checkpoints import held, write_text
 from llava_mini.training.devices import Hardware
-from llava_mini.training.multimodal import InstructionTuning
+from llava_mini.training.multimodal import InstructionTuning, with_features
 from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import Losses, PhaseSettings, Task, load_weights
 from llava_mini.training.vision_pretraining import VisionPretraining
@@ -209,11 +208,10 @@ def row_run(settings: StudySettings, output_dir: Path, row: Row, seed: int, *, k
     rules = Rule(part=frozen, rate=0.0), Rule(part=f"(?!{frozen})", rate=start.rate)
     stage = Stage(name=PHASE, rules=rules)
     is_shared = keep_features and world.side == CANVAS
-    facts = {name: value for name, value in asdict(row).items() if name != "shows"}
     return Run(
         name="study row",
         settings={
-            "row": facts,
+            "row": {"name": row.name, **row.facts},
             "seed": seed,
             "steps": settings.steps,
             "clip_share": settings.clip_share,
@@ -271,6 +269,7 @@ def row_task(
         read_tokenizer(start_dir / "tokenizer.json"),
         partial(row_records, settings, row, seed),
         thing_weight=row.thing_weight,
+        patch_weight=row.patch_weight,
         conversation_every=0,
     )
     return RowTuning(task, None if model.reducer.reads else features)  # which see more of the tower
@@ -333,18 +332,16 @@ class RowTuning(InstructionTuning):
             task: Whose module, collator and losses these are.
             features: Folder of stored features. None: they are made at every step.
         """
-        self.module, self.collator, self.thing_weight = task.module, task.collator, task.thing_weight
+        self.module, self.collator = task.module, task.collator
+        self.thing_weight, self.patch_weight = task.thing_weight, task.patch_weight
         self.make_batch = RowBatches(make=task.make_batch, folder=features)
 
     def losses(self, batch: RowBatch) -> Losses:
         """Return the losses on the records of a step, and store the features of its frames."""
         if batch.file is not None and batch.inputs.features is None:
-            pixels, model = batch.inputs.pixel_values, self.module.model
-            assert isinstance(pixels, Tensor)
-            with torch.no_grad():
-                features = model.encode_frames(pixels)
-            _store(features, batch.file)
-            batch = replace(batch, inputs=replace(batch.inputs, pixel_values=None, features=features))
+            batch = replace(batch, inputs=with_features(self.module.model, batch.inputs))
+            assert batch.inputs.features is not None
+            _store(batch.inputs.features, batch.file)
         return super().losses(batch)
 
 

@@ -5,7 +5,7 @@ pre-fusion before a language model of four. Numbers of tables are those of the p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from llava_mini.config import LlavaMiniConfig, preset
@@ -41,10 +41,18 @@ class Row:
     """Whether pre-fusion starts from the language model's first layers."""
     thing_weight: float = 0.0
     """Weight of the training-only losses on things, which favour pre-fusion. 0: answers alone are learned."""
+    patch_weight: float = 0.0
+    """Weight of the training-only loss that asks a frame's tokens for its patches, which needs no labels."""
 
     def __post_init__(self) -> None:
-        if self.thing_weight and self.changes.get("vision_tokens_from") == "nowhere":
+        if (self.thing_weight or self.patch_weight) and self.changes.get("vision_tokens_from") == "nowhere":
             raise ValueError(f"The losses on things of {self.name!r} look at vision tokens, and it has none.")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides how the row trains, as far as it says anything: a new field leaves other rows what they are."""
+        silent = Row(name=self.name, shows=self.shows)
+        return {name: value for name, value in asdict(self).items() if value != getattr(silent, name)}
 
     def config(self, base: LlavaMiniConfig) -> LlavaMiniConfig:
         """Return the configuration of the row, with the sizes of another one."""
@@ -190,6 +198,12 @@ ROWS: tuple[Row, ...] = (
         shows="The training-only losses on things are on, as in the tiny model's recipe.",
         changes=_query(DEPTH),
         thing_weight=1.0,
+    ),
+    Row(
+        name="query-prefusion-3-patches",
+        shows="A training-only loss asks the token for all patches of its frame: what forces places into it.",
+        changes=_query(DEPTH),
+        patch_weight=1.0,
     ),
     Row(
         name="no-vision",

@@ -423,6 +423,7 @@ def tuning_of(
     records_of: Callable[[int], Sequence[Record]],
     *,
     thing_weight: float,
+    patch_weight: float = 0.0,
     conversation_every: int = 1,
 ) -> InstructionTuning:
     """Return the task of answering about records; what is not given here is as in ``InstructionTuning``."""
@@ -433,7 +434,12 @@ def tuning_of(
     )
     torch.manual_seed(settings.seed)
     return InstructionTuning(
-        TunedModel(model), collator, records_of, thing_weight=thing_weight, conversation_every=conversation_every
+        TunedModel(model, tells_patches=patch_weight > 0),
+        collator,
+        records_of,
+        thing_weight=thing_weight,
+        patch_weight=patch_weight,
+        conversation_every=conversation_every,
     )
 
 

@@ -4,7 +4,7 @@ Everything goes through the parts of ``model.fuse``, and then the unmodified lan
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ from llava_mini.data.synthetic.scenes import (
     random_scene,
 )
 from llava_mini.data.synthetic.splits import generator_of
+from llava_mini.flow import FusedPrompt, ModelInputs
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.training.auxiliary import ThingHeads
 from llava_mini.training.language_pretraining import answer_loss, row_loss
+from llava_mini.training.reconstruction import PatchDecoder, tokens_of_frames
 from llava_mini.training.shared_frames import answer_rows, fuse_shared, shares_much
 from llava_mini.training.trainer import Losses
 from llava_mini.training.vision_pretraining import labelled, normalised
@@ -146,12 +148,16 @@ class Alignment:
 class TunedModel(nn.Module):
     """A model together with the heads that only training needs."""
 
-    def __init__(self, model: LlavaMiniForConditionalGeneration) -> None:
-        """Add fresh heads to a model."""
+    def __init__(self, model: LlavaMiniForConditionalGeneration, *, tells_patches: bool = False) -> None:
+        """Add fresh heads to a model, and a decoder of patches if one is wanted."""
         super().__init__()
         self.model = model
         num_values = {"colour": len(COLOURS), "shape": len(SHAPES), "size": len(SIZES)}
-        self.thing_heads = ThingHeads(model.config.text.hidden_size, num_values).to(model.dtype)
+        width, side = model.config.text.hidden_size, model.config.patches_per_side
+        self.thing_heads = ThingHeads(width, num_values).to(model.dtype)
+        self.patch_decoder = None
+        if tells_patches:
+            self.patch_decoder = PatchDecoder(width, model.config.vision.hidden_size, side).to(model.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +184,7 @@ class InstructionTuning:
         records_of: RecordsOf,
         *,
         thing_weight: float,
+        patch_weight: float = 0.0,
         conversation_every: int = 1,
     ) -> None:
         """Put the parts together.
@@ -187,6 +194,7 @@ class InstructionTuning:
             collator: From records to tensors.
             records_of: The records of a step.
             thing_weight: Weight of each loss on things against the answer loss; 0 leaves them out.
+            patch_weight: Weight of the loss on patches, for a module that tells them; 0 leaves it out.
             conversation_every: In one of so many steps the turns of a record are one conversation; in the
                 others every question is a prompt of its own. 0: in all of them.
         """
@@ -194,16 +202,42 @@ class InstructionTuning:
         self.collator = collator
         self.make_batch = RecordBatches(collator=collator, records_of=records_of, conversation_every=conversation_every)
         self.thing_weight = thing_weight
+        self.patch_weight = patch_weight
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return the losses on the records of a step."""
-        return tuning_losses(self.module, batch, self.thing_weight)
+        if self.patch_weight and batch.inputs.features is None:
+            batch = replace(batch, inputs=with_features(self.module.model, batch.inputs))
+        fused = fuse_shared(self.module.model, batch.inputs, batch.frame_sources)
+        losses = tuning_losses(self.module, batch, fused, self.thing_weight)
+        return losses if self.patch_weight == 0 else self._with_patches(losses, batch, fused)
+
+    def _with_patches(self, losses: Losses, batch: TrainingBatch, fused: FusedPrompt) -> Losses:
+        """Add the loss on patches at its weight."""
+        features, decoder, config = batch.inputs.features, self.module.patch_decoder, self.module.model.config
+        assert features is not None
+        assert decoder is not None, "The module tells no patches."
+        sources, tokens = tokens_of_frames(fused, int(config.image_token_id or 0), batch.frame_sources)
+        patches = features[sources, -1, :, : config.vision.hidden_size]  # of the whole image
+        patch_loss = decoder.loss(tokens.to(self.module.model.dtype), patches)
+        parts = losses.parts or {"answer": float(losses.total.detach())}
+        return Losses(
+            total=losses.total + self.patch_weight * patch_loss,
+            parts={**parts, "patches": float(patch_loss.detach())},
+            right=losses.right,
+        )
 
 
-def tuning_losses(module: TunedModel, batch: TrainingBatch, thing_weight: float) -> Losses:
-    """Return the answer loss, with the losses on things added at their weight."""
+def with_features(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs) -> ModelInputs:
+    """Put what the frozen vision tower says of all frames in the place of their pixels."""
+    assert isinstance(inputs.pixel_values, Tensor)
+    with torch.no_grad():
+        return replace(inputs, pixel_values=None, features=model.encode_frames(inputs.pixel_values))
+
+
+def tuning_losses(module: TunedModel, batch: TrainingBatch, fused: FusedPrompt, thing_weight: float) -> Losses:
+    """Return the answer loss on fused prompts, with the losses on things added at their weight."""
     model = module.model
-    fused = fuse_shared(model, batch.inputs, batch.frame_sources)
     if thing_weight == 0 and shares_much(model, fused, batch.frame_sources):
         return row_loss(model.language_model.lm_head, *answer_rows(model, fused, batch.frame_sources))
     language_model = model.language_model.model
