@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -34,6 +34,7 @@ from llava_mini.evaluation.bench import Bench, run_bench
 from llava_mini.evaluation.exact_match import CAPTION_KINDS, Score, scores
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
+from llava_mini.recipes.record import RunRecord
 from llava_mini.recipes.run import RECORD, START_SECONDS, Phase, Run
 from llava_mini.recipes.study_results import FACTS, row_facts, study_table, write_study
 from llava_mini.recipes.study_results import read_study as read_study
@@ -41,7 +42,6 @@ from llava_mini.recipes.study_rows import Row, rows_of
 from llava_mini.recipes.tiny import (
     TinySettings,
     asked_records,
-    facts_of,
     fresh_model,
     parts_of,
     save_model,
@@ -153,6 +153,9 @@ def train_study(
             f"A slice needs a positive number of minutes, got {slice_minutes}. Leave it out to run to the end."
         )
     chosen, hardware = rows_of(tuple(rows)), hardware or Hardware()
+    for row in rows_of():
+        for seed in range(num_seeds):
+            _check_settings(row_run(settings, output_dir, row, seed))
     clock = _Slice(math.inf if slice_minutes is None else 60 * slice_minutes)
     start = start_run(settings, output_dir)
     if not start.is_finished:
@@ -210,14 +213,7 @@ def row_run(settings: StudySettings, output_dir: Path, row: Row, seed: int, *, k
     is_shared = keep_features and world.side == CANVAS
     return Run(
         name="study row",
-        settings={
-            "row": {"name": row.name, **row.facts},
-            "seed": seed,
-            "steps": settings.steps,
-            "clip_share": settings.clip_share,
-            "questions": settings.questions,
-            "start": facts_of(start),
-        },
+        settings=_facts(settings, row, seed),
         dtype=start.dtype,
         output_dir=folder,
         save=save_model,
@@ -338,11 +334,42 @@ class RowTuning(InstructionTuning):
 
     def losses(self, batch: RowBatch) -> Losses:
         """Return the losses on the records of a step, and store the features of its frames."""
-        if batch.file is not None and batch.inputs.features is None:
+        if batch.inputs.features is None:
             batch = replace(batch, inputs=with_features(self.module.model, batch.inputs))
-            assert batch.inputs.features is not None
-            _store(batch.inputs.features, batch.file)
+            if batch.file is not None:
+                assert batch.inputs.features is not None
+                _store(batch.inputs.features, batch.file)
         return super().losses(batch)
+
+
+def _facts(settings: StudySettings, row: Row, seed: int) -> dict[str, object]:
+    """Return what decides what comes out of a row. What has its default is left out: later versions may have more."""
+    start = settings.start
+    given = {part.name: getattr(row, part.name) for part in fields(Row) if getattr(row, part.name) != part.default}
+    return {
+        "row": {name: value for name, value in given.items() if name != "shows" and value != {}},
+        "seed": seed,
+        "steps": settings.steps,
+        "questions": settings.questions,
+        "batch": start.batch,
+        "rate": start.rate,
+        "clip_turns": start.clip_turns,
+        "emphasis": start.emphasis,
+        "world": asdict(settings.world_of(row)),
+        "dtype": str(start.dtype),
+        "config": row.config(start.config).to_diff_dict(),
+    }
+
+
+def _check_settings(run: Run) -> None:
+    """Refuse a folder of another study.
+
+    Raises:
+        ValueError: What is there of a run has other settings.
+    """
+    path = run.output_dir / RECORD
+    if path.exists():
+        RunRecord(path, run.name, run.settings, resume=True)
 
 
 def features_folder(output_dir: Path, seed: int) -> Path:
@@ -419,5 +446,5 @@ def _store(features: Tensor, file: Path) -> None:
     """Write features so that other processes see the whole file or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.stem}-{os.getpid()}.draft")
-    save_file({"features": features.cpu().contiguous()}, draft)
+    save_file({"features": features.cpu()}, draft)
     draft.replace(file)

@@ -105,10 +105,8 @@ def read_study(output_dir: Path) -> dict[str, Any]:
             if not (folder / FACTS).exists():
                 continue
             record = _read(folder / RECORD)
-            settings = {name: record["settings"][name] for name in ("steps", "clip_share", "questions")} | {
-                "batch": record["settings"]["start"]["batch"],
-                "environment": record["starts"][-1],
-            }
+            of_all = {name: record["settings"][name] for name in ("steps", "questions", "batch", "rate", "dtype")}
+            settings = {**of_all, "environment": record["starts"][-1]}
             found = {
                 kind: {name: round(value, 4) for name, value in one.items()}
                 for kind, one in _read(folder / "scores.json").items()
@@ -126,7 +124,7 @@ def write_study(output_dir: Path) -> dict[str, Any]:
     return study
 
 
-def means_and_spreads(study: Study, row: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+def means_and_spreads(row: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
     """Return mean and sample standard deviation over the seeds of a row, by kind and group; None with one seed."""
     seeds = row["seeds"]
     kinds = seeds[0]["scores"]
@@ -141,7 +139,7 @@ def study_table(study: Study) -> str:
     columns = ["row", "seeds", "tokens", *GROUPS, "TFLOP at 7B", "s a step"]
     lines = []
     for row in study["rows"]:
-        found, facts = means_and_spreads(study, row), row["seeds"][0]
+        found, facts = means_and_spreads(row), row["seeds"][0]
         lines.append(
             [
                 row["row"],
@@ -154,8 +152,7 @@ def study_table(study: Study) -> str:
         )
     kinds = [kind for kind in study["rows"][0]["seeds"][0]["scores"] if kind not in GROUPS and "phrasings" not in kind]
     by_kind = [
-        [row["row"], *(f"{means_and_spreads(study, row)[kind][0]:.2f}".lstrip("0") for kind in kinds)]
-        for row in study["rows"]
+        [row["row"], *(f"{means_and_spreads(row)[kind][0]:.2f}".lstrip("0") for kind in kinds)] for row in study["rows"]
     ]
     blind = study["rows"][0]["seeds"][0]["scores"]
     by_kind.append(["blind guess", *(f"{blind[kind]['blind']:.2f}".lstrip("0") for kind in kinds)])

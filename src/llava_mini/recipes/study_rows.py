@@ -5,7 +5,7 @@ pre-fusion before a language model of four. Numbers of tables are those of the p
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llava_mini.config import LlavaMiniConfig, preset
@@ -47,12 +47,6 @@ class Row:
     def __post_init__(self) -> None:
         if (self.thing_weight or self.patch_weight) and self.changes.get("vision_tokens_from") == "nowhere":
             raise ValueError(f"The losses on things of {self.name!r} look at vision tokens, and it has none.")
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What decides how the row trains, as far as it says anything: a new field leaves other rows what they are."""
-        silent = Row(name=self.name, shows=self.shows)
-        return {name: value for name, value in asdict(self).items() if value != getattr(silent, name)}
 
     def config(self, base: LlavaMiniConfig) -> LlavaMiniConfig:
         """Return the configuration of the row, with the sizes of another one."""

@@ -232,7 +232,8 @@ def with_features(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs)
     """Put what the frozen vision tower says of all frames in the place of their pixels."""
     assert isinstance(inputs.pixel_values, Tensor)
     with torch.no_grad():
-        return replace(inputs, pixel_values=None, features=model.encode_frames(inputs.pixel_values))
+        # As they come from a file: features with other strides are rounded otherwise further on.
+        return replace(inputs, pixel_values=None, features=model.encode_frames(inputs.pixel_values).contiguous())
 
 
 def tuning_losses(module: TunedModel, batch: TrainingBatch, fused: FusedPrompt, thing_weight: float) -> Losses:
