@@ -35,9 +35,9 @@ def convert(
     """Write a model, found in any known layout, in ours.
 
     Known are the released layout, ours, what ``export`` wrote, adapters (``mm_projector.bin``, or a LoRA with
-    ``non_lora_trainables.bin``) with a base, and LLaVA-1.5 as its authors and as transformers publish it. Memory
-    holds at most one shard. The destination appears when it is complete; a conversion that was interrupted starts
-    anew.
+    ``non_lora_trainables.bin``) with a base, LLaVA-1.5 as its authors and as transformers publish it, MQT-LLaVA and
+    TokenPacker. Memory holds at most one shard. The destination appears when it is complete; a conversion that was
+    interrupted starts anew.
 
     Args:
         source: a folder, or a name on the hub.
