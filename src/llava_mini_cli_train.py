@@ -169,10 +169,12 @@ class Finetune(_Tuning):
     model: Annotated[str, _NAME]
     """The model of stage 1, a LLaVA-1.5, or any LLaVA-Mini, which goes on and keeps all that it has: a folder, or a
     repository on the Hugging Face Hub. With --dry-run a preset, too."""
-    reducer: Annotated[Literal["query", "average_pool", "identity"] | None, _NAME] = None
-    """Of a model that has none: query (left out), average_pool, or identity."""
+    reducer: Annotated[str | None, _NAME] = None
+    """Of a model that has none: query (left out), average_pool, identity, or another of docs/methods.md."""
     reducer_grid: Annotated[int | None, arg(metavar="C", help_behavior_hint="")] = None
     """Tokens per side of a frame. Left out: 1, and 8 with --hd."""
+    reducer_tokens: Annotated[int | None, arg(metavar="M", help_behavior_hint="")] = None
+    """Tokens of a frame, where they form no grid. Left out: 16."""
     prefusion_layers: Annotated[int | None, arg(metavar="K", help_behavior_hint="")] = None
     """Pre-fusion layers of a model that has none. Left out: 4."""
     prefusion_start: Annotated[Literal["language-model", "random"] | None, _NAME] = None

@@ -168,6 +168,7 @@ def _new_parts(flags: "Finetune") -> NewParts | None:
         {
             "reducer": flags.reducer,
             "reducer_grid": flags.reducer_grid,
+            "reducer_tokens": flags.reducer_tokens,
             "prefusion_num_layers": flags.prefusion_layers,
             "prefusion_start": flags.prefusion_start,
         }

@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.checkpoint.convert import convert
+from llava_mini.model.reducers import REDUCERS
 from tests.checkpoint.folders import assert_same_tensors, edit_json, stored_tensors, write_tensors
 
 IMAGE_TOKEN = 60
@@ -168,6 +169,21 @@ def test_a_new_llava_mini_starts_from_the_first_layers_of_the_language_model(tmp
     assert not torch.equal(codes[0], codes[1])
     assert 0.01 < float(stored["reducer.queries"].std()) < 0.03
     assert torch.equal(stored["reducer.query_norm.weight"], torch.ones(16))
+
+
+@pytest.mark.parametrize("reducer", sorted(set(REDUCERS) - {"identity", "average_pool", "m3"}))
+def test_every_reducer_starts_with_the_weights_of_any_new_model(tmp_path, llava, reducer):
+    transformers_folder(llava, tmp_path / "llava", "saved")
+    fields = {"reducer_grid": 2, "reducer_tokens": 3}
+    convert(tmp_path / "llava", tmp_path / "new", reducer=reducer, prefusion_num_layers=0, **fields)
+    started = LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "new")
+    any_new = LlavaMiniForConditionalGeneration(started.config)
+    for name, tensor in any_new.reducer.state_dict().items():
+        found = started.reducer.state_dict()[name]
+        assert found.shape == tensor.shape, name
+        assert float(found.std()) == pytest.approx(float(tensor.std()), rel=0.5, abs=0.01), name
+        assert float(found.mean()) == pytest.approx(float(tensor.mean()), abs=0.05), name
+    assert (started.config.reducer_grid, started.config.reducer_tokens) == (2, 3)
 
 
 def test_a_model_without_reduction_can_be_given_prefusion(tmp_path, llava):

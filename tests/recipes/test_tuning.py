@@ -12,6 +12,7 @@ from llava_mini.data import stream_batches
 from llava_mini.data.features import FeatureKind, images_in, plan_features, write_features
 from llava_mini.inference.engine import Engine
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.reducers import REDUCERS
 from llava_mini.recipes.finetune import finetune, finetune_settings, hd_parts
 from llava_mini.recipes.pretrain import StartOfPretraining, pretrain, pretrain_settings
 from llava_mini.recipes.tuning_data import find_data
@@ -85,6 +86,20 @@ def test_a_model_of_both_stages_answers(world, tmp_path):
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["settings"]["rates"]["language_model"] == 1e-4
     assert len(losses(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("reducer", sorted(set(REDUCERS) - {"query", "identity", "average_pool"}))
+def test_every_reducer_trains_and_answers(world, tmp_path, reducer):
+    new = NewParts(reducer=reducer, reducer_grid=2, reducer_tokens=4, prefusion_num_layers=0)
+    run = stage_2(world, new=new, steps=1).run(tmp_path / "run")
+    run.execute()
+    assert all(0 < loss < 20 for loss in losses(tmp_path / "run"))
+    engine = Engine.load(str(run.model_dir), device="cpu")
+    image = next((world[0] / "data" / "images").glob("*.png"))
+    answer, again = (engine.ask("What is there?", [str(image)], max_tokens=4) for _ in range(2))
+    assert answer.text == again.text
+    assert again.stats.cached_frames == 1
+    assert answer.stats.vision_tokens <= engine.model.config.tokens_per_frame
 
 
 def test_a_finished_run_is_not_run_again(world, tmp_path):

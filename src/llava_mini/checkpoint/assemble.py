@@ -65,6 +65,8 @@ class NewParts:
     reducer: str = "query"
     reducer_grid: int = 1
     """Tokens per side of a frame: 1, and 8 for HD (section 4.3)."""
+    reducer_tokens: int = 16
+    """Tokens of a frame, where they form no grid."""
     prefusion_num_layers: int = 4
     prefusion_start: PrefusionStart = "language-model"
     resolution_ratio: int = 1
@@ -144,12 +146,14 @@ def add_parts(source: Source, new: NewParts) -> Source:
         source.config,
         reducer=new.reducer,
         reducer_grid=new.reducer_grid,
+        reducer_tokens=new.reducer_tokens,
         prefusion_num_layers=new.prefusion_num_layers,
         resolution_ratio=new.resolution_ratio,
         seed=new.seed,
     )
     if new.prefusion_start == "random" and new.prefusion_num_layers:
-        tensors |= _random_prefusion(config, new.seed, tensors["projector.linear_1.weight"].dtype)
+        dtype = next(one.dtype for name, one in tensors.items() if name.startswith("projector."))
+        tensors |= _random_prefusion(config, new.seed, dtype)
     folder = source.folder or Path()
     check_complete(tensors, config, folder)
     return Source(source.folder, source.layout, source.published, config, tensors, source.updates, source.generation)

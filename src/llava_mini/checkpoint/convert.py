@@ -29,15 +29,16 @@ def convert(
     vision_tower: str | Path | None = None,
     reducer: str | None = None,
     reducer_grid: int = 1,
+    reducer_tokens: int | None = None,
     prefusion_num_layers: int | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> Path:
     """Write a model, found in any known layout, in ours.
 
     Known are the released layout, ours, what ``export`` wrote, adapters (``mm_projector.bin``, or a LoRA with
-    ``non_lora_trainables.bin``) with a base, and LLaVA-1.5 as its authors and as transformers publish it. Memory
-    holds at most one shard. The destination appears when it is complete; a conversion that was interrupted starts
-    anew.
+    ``non_lora_trainables.bin``) with a base, LLaVA-1.5 as its authors and as transformers publish it, MQT-LLaVA and
+    TokenPacker. Memory holds at most one shard. The destination appears when it is complete; a conversion that was
+    interrupted starts anew.
 
     Args:
         source: a folder, or a name on the hub.
@@ -46,6 +47,7 @@ def convert(
         vision_tower: the folder of a CLIP model, where the source has none.
         reducer: start a new LLaVA-Mini from LLaVA-1.5, with this reducer.
         reducer_grid: of the new model.
+        reducer_tokens: of the new model.
         prefusion_num_layers: of the new model; copies of the language model's first layers.
         max_shard_size: bytes, or as in "5GB".
 
@@ -66,6 +68,7 @@ def convert(
             found.config,
             reducer=reducer if reducer is not None else found.config.reducer,
             reducer_grid=reducer_grid,
+            reducer_tokens=reducer_tokens,
             prefusion_num_layers=prefusion_num_layers or 0,
         )
         check_complete(found.tensors, found.config, folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from llava_mini.checkpoint.from_original import Renamings
@@ -75,6 +75,7 @@ def start_llava_mini(
     reducer: str,
     reducer_grid: int,
     prefusion_num_layers: int,
+    reducer_tokens: int | None = None,
     resolution_ratio: int | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], LlavaMiniConfig]:
@@ -86,11 +87,13 @@ def start_llava_mini(
         reducer: name of the reducer of the new model.
         reducer_grid: tokens per side of a frame.
         prefusion_num_layers: how many of the language model's first layers to copy.
+        reducer_tokens: tokens of a frame, where they form no grid. None: as in any new model.
         resolution_ratio: crops per side. None: as in the model.
-        seed: of the reducer's weights.
+        seed: of the reducer's weights, and of a projector of its own.
 
     Raises:
-        ValueError: the model has a reducer or pre-fusion already, or fewer layers than are to be copied.
+        ValueError: the model has a reducer or pre-fusion already, or fewer layers than are to be copied; or this
+            reducer cannot do what is asked of it.
     """
     if config.reducer != "identity" or config.prefusion_num_layers:
         raise ValueError(
@@ -109,9 +112,12 @@ def start_llava_mini(
         reducer_grid=reducer_grid,
         prefusion_num_layers=prefusion_num_layers,
         resolution_ratio=config.resolution_ratio if resolution_ratio is None else resolution_ratio,
+        **({} if reducer_tokens is None else {"reducer_tokens": reducer_tokens}),
     )
-    dtype = tensors["projector.linear_1.weight"].dtype if "projector.linear_1.weight" in tensors else torch.float32
-    added = {f"reducer.{name}": tensor.to(dtype) for name, tensor in _new_reducer(new, seed).items()}
+    dtype = next((one.dtype for name, one in tensors.items() if name.startswith("projector.")), torch.float32)
+    added = {name: tensor.to(dtype) for name, tensor in _fresh_parts(new, seed).items()}
+    if any(name.startswith("projector.") for name in added):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("projector.")}
     for name, tensor in tensors.items():
         place, _, inner = name.removeprefix("language_model.model.layers.").partition(".")
         if name.startswith("language_model.model.layers.") and int(place) < prefusion_num_layers:
@@ -119,20 +125,18 @@ def start_llava_mini(
     return {**tensors, **added}, new
 
 
-def _new_reducer(config: LlavaMiniConfig, seed: int) -> dict[str, Tensor]:
-    """Initial tensors of the reducer. They depend on the vision width only: the rest of the model can be small."""
-    small = LlavaMiniConfig(
-        vision_config={**config.vision.to_dict(), "num_hidden_layers": 1, "intermediate_size": 1},
-        text_config=LlamaConfig(
-            vocab_size=1, hidden_size=8, intermediate_size=1, num_hidden_layers=1, num_attention_heads=1
-        ),
-        reducer=config.reducer,
-        reducer_grid=config.reducer_grid,
-        prefusion_num_layers=0,
-    )
+def _fresh_parts(config: LlavaMiniConfig, seed: int) -> dict[str, Tensor]:
+    """Initial tensors of the reducer, and of the projector if it is not LLaVA's. The rest of the model is not made."""
+    with torch.device("meta"):
+        model = LlavaMiniForConditionalGeneration(config)
+    parts: dict[str, nn.Module] = {"reducer": model.reducer}
+    if model.reducer.has_linear_projector:
+        parts["projector"] = model.projector
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlavaMiniForConditionalGeneration(small).reducer.state_dict()
+        for part in parts.values():
+            part.to_empty(device="cpu").apply(model._init_weights)
+    return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
 
 
 def _expect(config: Mapping[str, Any], field: str, expected: Any) -> None:

@@ -6,7 +6,7 @@ The layout is recognised by files and by ``model_type``, from one table.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -16,13 +16,14 @@ from transformers import GenerationConfig
 from llava_mini.checkpoint.adapters import Adapter, LowRank, is_adapter, read_adapter
 from llava_mini.checkpoint.from_llava import TRANSFORMERS_LLAVA, translate_llava, translate_transformers_llava
 from llava_mini.checkpoint.from_original import LEGACY_BUFFERS, RELEASED, rename
+from llava_mini.checkpoint.from_peers import MQT, TOKEN_PACKER, TRANSLATIONS, peer_layout, turn_projector
 from llava_mini.checkpoint.locate import locate
 from llava_mini.checkpoint.tensors import read_folder, read_json
 from llava_mini.config import LlavaMiniConfig, find_vision_tower, translate_released
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.pretrained import describe_misfit
 
-Layout = Literal["ours", "released", "llava", "transformers_llava", "language_model"]
+Layout = Literal["ours", "released", "llava", "transformers_llava", "mqt", "token_packer", "language_model"]
 
 LAYOUTS: dict[str, Layout] = {
     "llava_mini": "ours",
@@ -34,12 +35,13 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2": "language_model",
     "qwen3": "language_model",
 }
-"""What a ``model_type`` means; "llava" with a ``text_config`` is transformers' layout."""
+"""What a ``model_type`` means; "llava" with a ``text_config`` is transformers' layout, and others have fields of their
+own."""
 
 EXPORTED_PARTS = ("language_model", "front_end")
 """Folders that ``export`` makes."""
 
-RENAMINGS = RELEASED + TRANSFORMERS_LLAVA
+RENAMINGS = RELEASED + TRANSFORMERS_LLAVA + MQT + TOKEN_PACKER
 
 
 @dataclass
@@ -100,6 +102,8 @@ def read_source(folder: Path, *, base: str | Path | None = None, vision_tower: s
         source = Source(base_folder, layout, published, config, tensors)
         if adapter is not None:
             _apply(adapter, source, folder)
+        if layout == "mqt":
+            turn_projector(source.tensors)
     _complete(source, folder, given_tower=vision_tower is not None)
     return source
 
@@ -137,8 +141,8 @@ def _configure(published: Mapping[str, Any], folder: Path) -> tuple[LlavaMiniCon
             f"{', '.join(LAYOUTS)}."
         )
     layout = LAYOUTS[model_type]
-    if layout == "llava" and "text_config" in published:
-        layout = "transformers_llava"
+    if layout == "llava":
+        layout = "transformers_llava" if "text_config" in published else cast(Layout, peer_layout(published))
     match layout:
         case "ours":
             return LlavaMiniConfig.from_dict(published), layout
@@ -148,6 +152,8 @@ def _configure(published: Mapping[str, Any], folder: Path) -> tuple[LlavaMiniCon
             return translate_llava(published, folder), layout
         case "transformers_llava":
             return translate_transformers_llava(published), layout
+        case "mqt" | "token_packer":
+            return TRANSLATIONS[layout](published, folder), layout
         case "language_model":
             raise ValueError(
                 f"{str(folder)!r} holds a plain language model ({model_type}), not a LLaVA. Give it as the base of an "
