@@ -146,11 +146,15 @@ class Convert:
     vision_tower: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """The folder of a CLIP model, where the source holds none."""
     reducer: Annotated[
-        Literal["identity", "average_pool", "query"] | None, arg(metavar="NAME", help_behavior_hint="")
+        Literal["identity", "average_pool", "query", "prumerge", "prumerge_plus", "visionzip", "divprune"] | None,
+        arg(metavar="NAME", help_behavior_hint=""),
     ] = None
-    """Start a new LLaVA-Mini from LLaVA-1.5 with this reducer: query, average_pool or identity."""
+    """Start a new model from LLaVA-1.5 with this reducer: query, average_pool or identity, or one that needs no
+    training: prumerge, prumerge_plus, visionzip or divprune."""
     reducer_grid: Annotated[int, arg(metavar="C")] = 1
     """Tokens per side of the new reducer."""
+    reducer_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Tokens of a frame, for visionzip and divprune."""
     prefusion_layers: Annotated[int | None, arg(metavar="K", help_behavior_hint="")] = None
     """Pre-fusion layers of the new model, copied from the language model's first."""
 
@@ -165,6 +169,7 @@ class Convert:
             vision_tower=self.vision_tower,
             reducer=self.reducer,
             reducer_grid=self.reducer_grid,
+            reducer_tokens=self.reducer_tokens,
             prefusion_num_layers=self.prefusion_layers,
         )
 

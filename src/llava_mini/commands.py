@@ -141,6 +141,7 @@ def convert(
     vision_tower: str | None,
     reducer: str | None,
     reducer_grid: int,
+    reducer_tokens: int | None,
     prefusion_num_layers: int | None,
 ) -> None:
     """Rewrite a model in our layout; as in ``checkpoint.convert``."""
@@ -153,6 +154,7 @@ def convert(
         vision_tower=vision_tower,
         reducer=reducer,
         reducer_grid=reducer_grid,
+        reducer_tokens=reducer_tokens,
         prefusion_num_layers=prefusion_num_layers,
     )
     print(made)

@@ -29,6 +29,7 @@ def convert(
     vision_tower: str | Path | None = None,
     reducer: str | None = None,
     reducer_grid: int = 1,
+    reducer_tokens: int | None = None,
     prefusion_num_layers: int | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> Path:
@@ -46,6 +47,7 @@ def convert(
         vision_tower: the folder of a CLIP model, where the source has none.
         reducer: start a new LLaVA-Mini from LLaVA-1.5, with this reducer.
         reducer_grid: of the new model.
+        reducer_tokens: of the new model, where tokens form no grid. None: as in the source.
         prefusion_num_layers: of the new model; copies of the language model's first layers.
         max_shard_size: bytes, or as in "5GB".
 
@@ -54,8 +56,10 @@ def convert(
 
     Raises:
         ValueError: the source is unknown, incomplete or does not fit its configuration; the destination exists,
-            cannot be written, or has too little space.
+            cannot be written, or has too little space; or the new model cannot be made of it.
     """
+    if reducer_tokens is not None and reducer is None:
+        raise ValueError(f"reducer_tokens is {reducer_tokens}, but no reducer is named that would make so many.")
     destination = Path(destination).expanduser()
     check_destination(destination)
     folder = locate(source)
@@ -66,6 +70,7 @@ def convert(
             found.config,
             reducer=reducer if reducer is not None else found.config.reducer,
             reducer_grid=reducer_grid,
+            reducer_tokens=reducer_tokens,
             prefusion_num_layers=prefusion_num_layers or 0,
         )
         check_complete(found.tensors, found.config, folder)

@@ -1,7 +1,7 @@
 """LLaVA-1.5, in the layout of its authors and in that of transformers, as a model with (identity, 0).
 
-Such a model can be the start of a new LLaVA-Mini: pre-fusion begins as a copy of the language
-model's first layers, the reducer as in any new model.
+Such a model can be the start of a new LLaVA-Mini: pre-fusion begins as a copy of the language model's first layers, the
+reducer as in any new model. With a reducer that has no weights, nothing but the configuration changes.
 """
 
 from collections.abc import Mapping
@@ -75,6 +75,7 @@ def start_llava_mini(
     reducer: str,
     reducer_grid: int,
     prefusion_num_layers: int,
+    reducer_tokens: int | None = None,
     resolution_ratio: int | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], LlavaMiniConfig]:
@@ -86,11 +87,13 @@ def start_llava_mini(
         reducer: name of the reducer of the new model.
         reducer_grid: tokens per side of a frame.
         prefusion_num_layers: how many of the language model's first layers to copy.
+        reducer_tokens: tokens of a frame, where they form no grid. None: as in the model.
         resolution_ratio: crops per side. None: as in the model.
         seed: of the reducer's weights.
 
     Raises:
-        ValueError: the model has a reducer or pre-fusion already, or fewer layers than are to be copied.
+        ValueError: the model has a reducer or pre-fusion already, or fewer layers than are to be copied; or the reducer
+            does not make so many tokens.
     """
     if config.reducer != "identity" or config.prefusion_num_layers:
         raise ValueError(
@@ -108,8 +111,14 @@ def start_llava_mini(
         reducer=reducer,
         reducer_grid=reducer_grid,
         prefusion_num_layers=prefusion_num_layers,
+        reducer_tokens=config.reducer_tokens if reducer_tokens is None else reducer_tokens,
         resolution_ratio=config.resolution_ratio if resolution_ratio is None else resolution_ratio,
     )
+    if reducer_tokens is not None and reducer_tokens != new.tokens_per_frame:
+        raise ValueError(
+            f"reducer_tokens is {reducer_tokens}, but the reducer {reducer!r} does not read it: a frame takes "
+            f"{new.tokens_per_frame} with it. Leave reducer_tokens out."
+        )
     dtype = tensors["projector.linear_1.weight"].dtype if "projector.linear_1.weight" in tensors else torch.float32
     added = {f"reducer.{name}": tensor.to(dtype) for name, tensor in _new_reducer(new, seed).items()}
     for name, tensor in tensors.items():
@@ -128,7 +137,9 @@ def _new_reducer(config: LlavaMiniConfig, seed: int) -> dict[str, Tensor]:
         ),
         reducer=config.reducer,
         reducer_grid=config.reducer_grid,
+        reducer_tokens=config.reducer_tokens,
         prefusion_num_layers=0,
+        resolution_ratio=config.resolution_ratio,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
