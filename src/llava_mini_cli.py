@@ -146,11 +146,12 @@ class Convert:
     vision_tower: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """The folder of a CLIP model, where the source holds none."""
     reducer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Start a new model from LLaVA-1.5 with this reducer: query, average_pool, or another of docs/methods.md."""
+    """Start a new model from LLaVA-1.5 with this reducer: query, average_pool, or another of docs/methods.md; of these
+    prumerge, prumerge_plus, visionzip and divprune need no training."""
     reducer_grid: Annotated[int, arg(metavar="C")] = 1
     """Tokens per side of the new reducer."""
-    reducer_tokens: Annotated[int | None, arg(metavar="M", help_behavior_hint="")] = None
-    """Tokens of the new reducer, where they form no grid. Left out: 16."""
+    reducer_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Tokens of a frame with the new reducer, where they form no grid."""
     prefusion_layers: Annotated[int | None, arg(metavar="K", help_behavior_hint="")] = None
     """Pre-fusion layers of the new model, copied from the language model's first."""
 

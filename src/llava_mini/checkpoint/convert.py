@@ -47,7 +47,7 @@ def convert(
         vision_tower: the folder of a CLIP model, where the source has none.
         reducer: start a new LLaVA-Mini from LLaVA-1.5, with this reducer.
         reducer_grid: of the new model.
-        reducer_tokens: of the new model.
+        reducer_tokens: of the new model, where tokens form no grid. None: as in the source.
         prefusion_num_layers: of the new model; copies of the language model's first layers.
         max_shard_size: bytes, or as in "5GB".
 
@@ -56,8 +56,10 @@ def convert(
 
     Raises:
         ValueError: the source is unknown, incomplete or does not fit its configuration; the destination exists,
-            cannot be written, or has too little space.
+            cannot be written, or has too little space; or the new model cannot be made of it.
     """
+    if reducer_tokens is not None and reducer is None:
+        raise ValueError(f"reducer_tokens is {reducer_tokens}, but no reducer is named that would make so many.")
     destination = Path(destination).expanduser()
     check_destination(destination)
     folder = locate(source)

@@ -1,7 +1,7 @@
 """LLaVA-1.5, in the layout of its authors and in that of transformers, as a model with (identity, 0).
 
-Such a model can be the start of a new LLaVA-Mini: pre-fusion begins as a copy of the language
-model's first layers, the reducer as in any new model.
+Such a model can be the start of a new LLaVA-Mini: pre-fusion begins as a copy of the language model's first layers, the
+reducer as in any new model. With a reducer that has no weights, nothing but the configuration changes.
 """
 
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ def start_llava_mini(
         reducer: name of the reducer of the new model.
         reducer_grid: tokens per side of a frame.
         prefusion_num_layers: how many of the language model's first layers to copy.
-        reducer_tokens: tokens of a frame, where they form no grid. None: as in any new model.
+        reducer_tokens: tokens of a frame, where they form no grid. None: as in the model.
         resolution_ratio: crops per side. None: as in the model.
         seed: of the reducer's weights, and of a projector of its own.
 
@@ -111,9 +111,14 @@ def start_llava_mini(
         reducer=reducer,
         reducer_grid=reducer_grid,
         prefusion_num_layers=prefusion_num_layers,
+        reducer_tokens=config.reducer_tokens if reducer_tokens is None else reducer_tokens,
         resolution_ratio=config.resolution_ratio if resolution_ratio is None else resolution_ratio,
-        **({} if reducer_tokens is None else {"reducer_tokens": reducer_tokens}),
     )
+    if reducer_tokens is not None and reducer_tokens != new.tokens_per_frame:
+        raise ValueError(
+            f"reducer_tokens is {reducer_tokens}, but the reducer {reducer!r} does not read it: a frame takes "
+            f"{new.tokens_per_frame} with it. Leave reducer_tokens out."
+        )
     dtype = next((one.dtype for name, one in tensors.items() if name.startswith("projector.")), torch.float32)
     added = {name: tensor.to(dtype) for name, tensor in _fresh_parts(new, seed).items()}
     if any(name.startswith("projector.") for name in added):
