@@ -11,46 +11,11 @@ import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast, get_args
+from typing import Any, ClassVar, Self, cast
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
-ReducerName = Literal[
-    "identity",
-    "average_pool",
-    "query",
-    "mqt",
-    "m3",
-    "token_packer",
-    "quecc",
-    "llama_vid",
-    "prumerge",
-    "prumerge_plus",
-    "visionzip",
-    "divprune",
-]
-
-TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
-    "identity": lambda config: config.patches_per_frame,
-    "average_pool": lambda config: config.reducer_grid**2,
-    "query": lambda config: config.reducer_grid**2,
-    "mqt": lambda config: config.reducer_tokens,
-    "m3": lambda config: config.reducer_grid**2,
-    "token_packer": lambda config: config.reducer_grid**2,
-    "quecc": lambda config: config.reducer_grid**2,
-    "llama_vid": lambda config: 1 + config.reducer_grid**2,
-    "prumerge": lambda config: (config.reduced_patches + 2) // 4 + 1,
-    "prumerge_plus": lambda config: config.reduced_patches + 1,
-    "visionzip": lambda config: config.reducer_tokens,
-    "divprune": lambda config: config.reducer_tokens,
-}
-"""Places in the prompt for one frame, by ``ReducerName``: all its tokens, or the most it can have."""
-
-REDUCER_HEADS: dict[str, int] = {"query": 8, "mqt": 16, "token_packer": 8, "quecc": 8}
-"""Attention heads of the reducers that have any, as published; the vision width is divided among them."""
-
-CELLS_OF_PATCHES = ("m3", "token_packer", "quecc", "llama_vid")
-"""Reducers whose tokens stand for squares of patches, all of the same size."""
+from llava_mini.reducer_settings import REDUCER_SETTINGS, check_reducer
 
 RELEASED_MODEL_TYPE = "llava_mini_llama"
 """``model_type`` of the configurations published by the authors."""
@@ -87,7 +52,7 @@ class LlavaMiniConfig(PreTrainedConfig):
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     """Any Llama-like causal language model. None: transformers' default Llama."""
     reducer: str = "query"
-    """How the patches of a frame become tokens; a ``ReducerName``. ``identity`` keeps all of them."""
+    """How the patches of a frame become tokens; a name of ``REDUCER_SETTINGS``. ``identity`` keeps all of them."""
     reducer_grid: int = 1
     """Tokens per side: a frame becomes ``reducer_grid ** 2`` tokens. Read by reducers whose tokens form a grid."""
     reducer_tokens: int = 16
@@ -130,7 +95,7 @@ class LlavaMiniConfig(PreTrainedConfig):
         for name in ("reducer_grid", "reducer_tokens", "prefusion_num_layers", "resolution_ratio", "image_token_id"):
             if type(getattr(self, name)) is not int:
                 raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {getattr(self, name)!r}.")
-        _one_of("reducer", self.reducer, get_args(ReducerName))
+        _one_of("reducer", self.reducer, tuple(REDUCER_SETTINGS))
         _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer", "nowhere"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
         for name in ("reducer_grid", "reducer_tokens", "prefusion_num_layers", "resolution_ratio"):
@@ -148,36 +113,11 @@ class LlavaMiniConfig(PreTrainedConfig):
                 f"The vision tower's image_size {self.image_size} is not a multiple of its patch_size "
                 f"{self.patch_size}. Change one of them in vision_config."
             )
-        self._check_reducer()
+        check_reducer(self, vision.hidden_size)
         if self.image_token_id < self.text.vocab_size:
             raise ValueError(
                 f"image_token_id {self.image_token_id} is an id of the vocabulary (size {self.text.vocab_size}). It "
                 "marks places and is never embedded: leave it out, or give an id from the vocabulary's size on."
-            )
-
-    def _check_reducer(self) -> None:
-        width, heads = self.vision.hidden_size, REDUCER_HEADS.get(self.reducer, 1)
-        if width % heads:
-            raise ValueError(
-                f"The {self.reducer} reducer has {heads} heads, but the vision width {width} is not a multiple of "
-                f"{heads}. Change vision_config.hidden_size or the reducer."
-            )
-        if self.reducer in CELLS_OF_PATCHES and self.reduced_side % self.reducer_grid:
-            raise ValueError(
-                f"The {self.reducer} reducer cuts {self.reduced_side} patches per side into reducer_grid parts, but "
-                f"{self.reducer_grid} does not divide {self.reduced_side}. Choose one of "
-                f"{', '.join(str(n) for n in range(1, self.reduced_side + 1) if self.reduced_side % n == 0)}."
-            )
-        if self.reducer == "mqt" and self.reducer_tokens > self.matryoshka_side**2:
-            raise ValueError(
-                f"The mqt reducer has {self.matryoshka_side**2} queries for {self.patches_per_side} patches per side, "
-                f"got reducer_tokens={self.reducer_tokens}. Give at most {self.matryoshka_side**2}."
-            )
-        most = {"visionzip": self.reduced_patches + 1, "divprune": self.reduced_patches}.get(self.reducer)
-        if most is not None and self.reducer_tokens > most:
-            raise ValueError(
-                f"The reducer {self.reducer!r} keeps at most {most} tokens of a frame here, but reducer_tokens is "
-                f"{self.reducer_tokens}. Give a smaller number."
             )
 
     @property
@@ -226,14 +166,9 @@ class LlavaMiniConfig(PreTrainedConfig):
         return self.reduced_side**2
 
     @property
-    def matryoshka_side(self) -> int:
-        """Side of the grid of MQT's queries: 16 for 24 patches per side as published, else about two thirds, even."""
-        return max(2 * round(self.patches_per_side / 3), 2)
-
-    @property
     def tokens_per_frame(self) -> int:
         """Q: what a frame costs the language model, at most where frames differ."""
-        return TOKENS_PER_FRAME[self.reducer](self)
+        return REDUCER_SETTINGS[self.reducer].tokens(self)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The language model's configuration, which transformers' ``generate`` asks for."""

@@ -65,8 +65,8 @@ class NewParts:
     reducer: str = "query"
     reducer_grid: int = 1
     """Tokens per side of a frame: 1, and 8 for HD (section 4.3)."""
-    reducer_tokens: int = 16
-    """Tokens of a frame, where they form no grid."""
+    reducer_tokens: int | None = None
+    """Tokens of a frame, where they form no grid. None: as in the model."""
     prefusion_num_layers: int = 4
     prefusion_start: PrefusionStart = "language-model"
     resolution_ratio: int = 1
@@ -161,7 +161,8 @@ def add_parts(source: Source, new: NewParts) -> Source:
 
 def with_parts(config: LlavaMiniConfig, new: NewParts) -> LlavaMiniConfig:
     """The configuration that ``add_parts`` makes."""
-    fields = {name: value for name, value in vars(new).items() if name in LlavaMiniConfig.__annotations__}
+    given = {name: value for name, value in vars(new).items() if value is not None}
+    fields = {name: value for name, value in given.items() if name in LlavaMiniConfig.__annotations__}
     return LlavaMiniConfig(vision_config=config.vision, text_config=config.text, **fields)
 
 

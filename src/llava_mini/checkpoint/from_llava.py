@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from llava_mini.checkpoint.from_original import Renamings
 from llava_mini.config import LlavaMiniConfig, translate_released
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.reducer_settings import REDUCER_SETTINGS
 
 TRANSFORMERS_LLAVA: Renamings = (
     (r"^model\.language_model\.", "language_model.model."),
@@ -114,7 +115,7 @@ def start_llava_mini(
         reducer_tokens=config.reducer_tokens if reducer_tokens is None else reducer_tokens,
         resolution_ratio=config.resolution_ratio if resolution_ratio is None else resolution_ratio,
     )
-    if reducer_tokens is not None and reducer_tokens != new.tokens_per_frame:
+    if reducer_tokens is not None and REDUCER_SETTINGS[reducer].most_tokens is None:
         raise ValueError(
             f"reducer_tokens is {reducer_tokens}, but the reducer {reducer!r} does not read it: a frame takes "
             f"{new.tokens_per_frame} with it. Leave reducer_tokens out."

@@ -13,6 +13,7 @@ from torch import Tensor
 from llava_mini.checkpoint.from_llava import translate_llava
 from llava_mini.checkpoint.from_original import Renamings
 from llava_mini.config import LlavaMiniConfig
+from llava_mini.reducer_settings import matryoshka_side
 
 MQT: Renamings = (
     (r"^model\.query_abstractor\.query$", "reducer.queries"),
@@ -48,7 +49,7 @@ def translate_mqt(published: Mapping[str, Any], folder: Path | None) -> LlavaMin
     """
     skeleton = _skeleton(published, folder)
     told = str(published.get("num_visual_tokens"))  # in training the name of a stage
-    num_tokens = int(told) if told.isdecimal() else skeleton.matryoshka_side**2
+    num_tokens = int(told) if told.isdecimal() else matryoshka_side(skeleton) ** 2
     return _with(skeleton, reducer="mqt", reducer_tokens=num_tokens)
 
 

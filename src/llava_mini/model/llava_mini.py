@@ -7,19 +7,21 @@ which stays as transformers wrote it (paper, appendix E.3).
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationConfig, GenerationMixin
+from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
+from llava_mini.model.assistance import refuse_assistance
+from llava_mini.model.head import read_whole
 from llava_mini.model.headless import Headless
 from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
@@ -446,7 +448,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"generate() was given a cache of {cache.get_seq_length()} positions. Frames change all the text of a "
                 "prompt, so a cache from an earlier turn does not fit: pass the whole conversation instead."
             )
-        _refuse_assistance(kwargs, self.generation_config)
+        refuse_assistance(kwargs, self.generation_config)
         if (input_ids is None) == (fused is None):
             raise ValueError("generate() needs input_ids (from the processor) or fused (from fuse()), one of the two.")
         if fused is None:
@@ -484,33 +486,3 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             return sequences
         cast(Any, output).sequences = sequences
         return cast(ModelOutput, output)
-
-
-def read_whole(head: nn.Module) -> None:
-    """Let a linear layer get rows that lie side by side, which changes no number.
-
-    transformers gives the head the last row of each prompt as a view. On CPUs torch multiplies a view by a transposed
-    copy of the weight, one for each prompt: in bfloat16 300 ms for 32,000 words of width 2048, in place of 6.
-    """
-    head.register_forward_pre_hook(_side_by_side)
-
-
-def _side_by_side(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Rows [B, T, D] with the strides of a tensor of their own; copied only where they do not lie side by side."""
-    rows, *others = inputs
-    return (rows.flatten(0, -2).contiguous().view(rows.shape), *others)
-
-
-def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig | None) -> None:
-    """Refuse what transformers cannot do exactly with embedded prompts.
-
-    Raises:
-        ValueError: drafts by another model or by look-up are asked for.
-    """
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-        sources = (arguments, *(vars(one) for one in (arguments.get("generation_config"), default) if one is not None))
-        if any(source.get(name) is not None for source in sources):
-            raise ValueError(
-                f"generate() was given {name}. transformers' assisted decoding does not start from embeddings, as "
-                "every prompt here does, and would change answers. Leave it out."
-            )

@@ -332,8 +332,9 @@ class RowTuning(InstructionTuning):
         self.thing_weight, self.patch_weight = task.thing_weight, task.patch_weight
         self.make_batch = RowBatches(make=task.make_batch, folder=features)
 
-    def losses(self, batch: RowBatch) -> Losses:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Return the losses on the records of a step, and store the features of its frames."""
+        assert isinstance(batch, RowBatch)
         if batch.inputs.features is None:
             batch = replace(batch, inputs=with_features(self.module.model, batch.inputs))
             if batch.file is not None:

@@ -7,6 +7,7 @@ from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.flow import ModelInputs
 from llava_mini.model.positions import resize_codes
 from llava_mini.model.reducers.mqt import MatryoshkaQueries
+from llava_mini.reducer_settings import matryoshka_side
 from tests.tiny_models import IMAGE_TOKEN, batch, pixels, prompt, tiny_config, tiny_model
 
 
@@ -119,7 +120,7 @@ def test_the_projector_is_one_linear_map_without_bias():
 @pytest.mark.parametrize(("side", "queries"), [(24, 16), (12, 8), (16, 10), (4, 2), (1, 2)])
 def test_the_grid_of_queries_has_two_thirds_of_the_patches_side(side, queries):
     config = LlavaMiniConfig(vision_config={**preset("tiny").vision.to_dict(), "image_size": 8 * side})
-    assert config.matryoshka_side == queries
+    assert matryoshka_side(config) == queries
 
 
 def test_more_tokens_than_queries_are_refused():

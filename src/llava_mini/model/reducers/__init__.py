@@ -30,7 +30,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "visionzip": VisionZip,
     "divprune": DivPrune,
 }
-"""By ``ReducerName``."""
+"""By the names of ``reducer_settings``."""
 
 
 def build_reducer(config: LlavaMiniConfig) -> Reducer:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from llava_mini.config import REDUCER_HEADS, LlavaMiniConfig
+from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.attention import attention_of, attention_parameters, attention_work, gather
 from llava_mini.model.positions import resize_codes, sine_cosine_2d
 from llava_mini.model.reducers.base import Cost, Reduced, Reducer, grid_side
+from llava_mini.reducer_settings import REDUCER_SETTINGS, matryoshka_side
 
 
 class MatryoshkaQueries(Reducer):
@@ -35,13 +36,13 @@ class MatryoshkaQueries(Reducer):
 
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__(config)
-        width, self.side = config.vision.hidden_size, config.matryoshka_side
+        width, self.side = config.vision.hidden_size, matryoshka_side(config)
         self.queries = nn.Parameter(torch.empty(self.side**2, width))
         self.query_codes = nn.Parameter(torch.empty(self.side**2, width), requires_grad=False)
         self.query_norm = nn.LayerNorm(width, eps=1e-6)
         self.key_norm = nn.LayerNorm(width, eps=1e-6)
         self.value_norm = nn.LayerNorm(width, eps=1e-6)
-        self.attend = nn.MultiheadAttention(width, REDUCER_HEADS["mqt"], batch_first=True)
+        self.attend = nn.MultiheadAttention(width, REDUCER_SETTINGS["mqt"].heads, batch_first=True)
 
     def init_weights(self) -> None:
         """Queries at random, codes of their grid."""
@@ -83,9 +84,9 @@ class MatryoshkaQueries(Reducer):
     def cost(cls, config: LlavaMiniConfig, num_question_tokens: int) -> Cost:
         """Here attention is shared by all frames; the published code makes keys and values of all patches."""
         width, tokens, patches = config.vision.hidden_size, config.tokens_per_frame, config.reduced_patches
-        work = attention_work(REDUCER_HEADS["mqt"], tokens, patches, width)
+        work = attention_work(REDUCER_SETTINGS["mqt"].heads, tokens, patches, width)
         return Cost(
-            parameters=2 * config.matryoshka_side**2 * width + 6 * width + attention_parameters(width),
+            parameters=2 * matryoshka_side(config) ** 2 * width + 6 * width + attention_parameters(width),
             shared=work.of_queries + work.of_rows,
             per_frame=work.of_values,
             published=4 * width**2 * (tokens + patches) + 4 * tokens * patches * width,

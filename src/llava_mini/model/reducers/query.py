@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from llava_mini.config import REDUCER_HEADS, LlavaMiniConfig
+from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.attention import attention_of, attention_parameters, attention_work, gather
 from llava_mini.model.positions import resize_codes, sine_cosine_2d
 from llava_mini.model.reducers.base import Cost, Reduced, Reducer, grid_side
+from llava_mini.reducer_settings import REDUCER_SETTINGS
 
 
 class QueryReducer(Reducer):
@@ -31,7 +32,7 @@ class QueryReducer(Reducer):
         self.query_codes = nn.Parameter(torch.empty(self.grid**2, width))
         self.query_norm = nn.LayerNorm(width)
         self.patch_norm = nn.LayerNorm(width)
-        self.attend = nn.MultiheadAttention(width, REDUCER_HEADS["query"], batch_first=True)
+        self.attend = nn.MultiheadAttention(width, REDUCER_SETTINGS["query"].heads, batch_first=True)
 
     def init_weights(self) -> None:
         """Queries at random, codes of their grid."""
@@ -57,7 +58,7 @@ class QueryReducer(Reducer):
         Table 8 prints 2.42 G for one token and 2.44 G for four, which counts the attention of the released code.
         """
         width, tokens, patches = config.vision.hidden_size, config.tokens_per_frame, config.reduced_patches
-        work = attention_work(REDUCER_HEADS["query"], tokens, patches, width)
+        work = attention_work(REDUCER_SETTINGS["query"].heads, tokens, patches, width)
         return Cost(
             parameters=2 * tokens * width + 4 * width + attention_parameters(width),
             shared=work.of_queries,

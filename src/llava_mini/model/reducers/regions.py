@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from llava_mini.config import REDUCER_HEADS, LlavaMiniConfig
+from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.attention import attention_of, attention_parameters, attention_work, gather
 from llava_mini.model.reducers.base import Reduced, TowerRead
+from llava_mini.reducer_settings import REDUCER_SETTINGS
 
 NUM_LAYERS = 4
 """Layers of the tower that keys and values are made of."""
@@ -52,7 +53,9 @@ class RegionAttention(nn.Module):
         self.config = config
         self.key_map = map_of_layers(config.vision.hidden_size, NUM_LAYERS)
         self.value_map = map_of_layers(config.vision.hidden_size, NUM_LAYERS)
-        self.attend = nn.MultiheadAttention(config.vision.hidden_size, REDUCER_HEADS[config.reducer], batch_first=True)
+        self.attend = nn.MultiheadAttention(
+            config.vision.hidden_size, REDUCER_SETTINGS[config.reducer].heads, batch_first=True
+        )
 
     def forward(self, queries: Tensor, features: Tensor) -> Reduced:
         """queries: [F, M, E], features: [F, N, 4 * E], the patches and then the middle layers."""
@@ -92,7 +95,7 @@ def region_parameters(config: LlavaMiniConfig) -> int:
 def region_work(config: LlavaMiniConfig) -> int:
     """Operations of ``RegionAttention`` for a frame."""
     width, regions = config.vision.hidden_size, config.reducer_grid**2
-    each = attention_work(REDUCER_HEADS[config.reducer], 1, config.reduced_patches // regions, width)
+    each = attention_work(REDUCER_SETTINGS[config.reducer].heads, 1, config.reduced_patches // regions, width)
     return _maps_work(config) + regions * each.total
 
 
