@@ -94,12 +94,13 @@ def test_every_reducer_trains_and_answers(world, tmp_path, reducer):
     run = stage_2(world, new=new, steps=1).run(tmp_path / "run")
     run.execute()
     assert all(0 < loss < 20 for loss in losses(tmp_path / "run"))
-    engine = Engine.load(str(run.model_dir), device="cpu")
-    image = next((world[0] / "data" / "images").glob("*.png"))
-    answer, again = (engine.ask("What is there?", [str(image)], max_tokens=4) for _ in range(2))
-    assert answer.text == again.text
-    assert again.stats.cached_frames == 1
-    assert answer.stats.vision_tokens <= engine.model.config.tokens_per_frame
+    engine, fresh = (Engine.load(str(run.model_dir), device="cpu") for _ in range(2))
+    image = str(next((world[0] / "data" / "images").glob("*.png")))
+    first = engine.ask("What is there?", [image], max_tokens=8)
+    later = engine.ask("Is the star red?", [image], max_tokens=8)
+    assert first.stats.vision_tokens <= engine.model.config.tokens_per_frame
+    assert (later.stats.cached_frames, later.stats.cached_tokens > 0) == (1, not engine.model.reducer.reads_question)
+    assert later.text == fresh.ask("Is the star red?", [image], max_tokens=8).text
 
 
 def test_a_finished_run_is_not_run_again(world, tmp_path):
