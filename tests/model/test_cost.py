@@ -117,6 +117,22 @@ def test_methods_without_training_are_counted_with_their_published_tokens(fields
     assert cost.paper_flops(config) == cost.paper_flops(config, num_vision_tokens=tokens)
 
 
+def test_llama_vid_with_the_tower_of_its_authors_costs_what_is_known_of_it():
+    eva = CLIPVisionConfig(  # EVA-ViT-g without its last layer, which is not run
+        hidden_size=1408,
+        intermediate_size=6144,
+        num_hidden_layers=39,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    ours = cost.paper_flops(vicuna(reducer="llama_vid", prefusion_num_layers=0))
+    theirs = cost.paper_flops(vicuna(vision_config=eva)).vision_tower
+    assert round(ours.vision_tower / 1e12, 2) == 0.35
+    assert round(theirs / 1e12, 2) == 1.14
+    assert (ours.total - ours.vision_tower + theirs) / 1e12 == pytest.approx(1.76, abs=0.01)
+
+
 def test_misprints_of_the_paper_are_what_the_docstring_says():
     three_layers = cost.paper_flops(vicuna(prefusion_num_layers=3)).total
     whole = cost.paper_flops(preset("llava-mini-vicuna-7b"))

@@ -16,6 +16,7 @@ from llava_mini.model.reducers import REDUCERS
 from llava_mini.recipes.finetune import finetune, finetune_settings, hd_parts
 from llava_mini.recipes.pretrain import StartOfPretraining, pretrain, pretrain_settings
 from llava_mini.recipes.tuning_data import find_data
+from llava_mini.reducer_settings import REDUCER_SETTINGS
 from llava_mini.training.lora import LoraSettings
 from llava_mini.training.plan import Devices
 from llava_mini.training.run_log import RunLog, read_log
@@ -90,16 +91,18 @@ def test_a_model_of_both_stages_answers(world, tmp_path):
 
 @pytest.mark.parametrize("reducer", sorted(set(REDUCERS) - {"query", "identity", "average_pool"}))
 def test_every_reducer_trains_and_answers(world, tmp_path, reducer):
-    new = NewParts(reducer=reducer, reducer_grid=2, reducer_tokens=4, prefusion_num_layers=0)
+    tokens = 4 if REDUCER_SETTINGS[reducer].most_tokens is not None else None
+    new = NewParts(reducer=reducer, reducer_grid=2, reducer_tokens=tokens, prefusion_num_layers=0)
     run = stage_2(world, new=new, steps=1).run(tmp_path / "run")
     run.execute()
     assert all(0 < loss < 20 for loss in losses(tmp_path / "run"))
-    engine = Engine.load(str(run.model_dir), device="cpu")
-    image = next((world[0] / "data" / "images").glob("*.png"))
-    answer, again = (engine.ask("What is there?", [str(image)], max_tokens=4) for _ in range(2))
-    assert answer.text == again.text
-    assert again.stats.cached_frames == 1
-    assert answer.stats.vision_tokens <= engine.model.config.tokens_per_frame
+    engine, fresh = (Engine.load(str(run.model_dir), device="cpu") for _ in range(2))
+    image = str(next((world[0] / "data" / "images").glob("*.png")))
+    first = engine.ask("What is there?", [image], max_tokens=8)
+    later = engine.ask("Is the star red?", [image], max_tokens=8)
+    assert first.stats.vision_tokens <= engine.model.config.tokens_per_frame
+    assert (later.stats.cached_frames, later.stats.cached_tokens > 0) == (1, not engine.model.reducer.reads_question)
+    assert later.text == fresh.ask("Is the star red?", [image], max_tokens=8).text
 
 
 def test_a_finished_run_is_not_run_again(world, tmp_path):
