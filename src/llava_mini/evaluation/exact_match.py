@@ -7,6 +7,7 @@ in them instead: two long sentences are hardly ever equal, and their equality wo
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -211,8 +212,8 @@ def answer_records(
 
 def asked(
     model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, records: Sequence[Record]
-) -> dict[str, Tensor]:
-    """Return what the model reads when the last question of each record is asked, padded on the left."""
+) -> dict[str, Any]:
+    """Return the tensors that the model reads when the last question of each record is asked, padded on the left."""
     tensors = processor.apply_chat_template(
         [record.messages(last_answer=False) for record in records],
         add_generation_prompt=True,

@@ -331,8 +331,9 @@ class RowTuning(InstructionTuning):
         self.module, self.collator, self.thing_weight = task.module, task.collator, task.thing_weight
         self.make_batch = RowBatches(make=task.make_batch, folder=features)
 
-    def losses(self, batch: RowBatch) -> Losses:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Return the losses on the records of a step, and store the features of its frames."""
+        assert isinstance(batch, RowBatch)
         if batch.inputs.features is None:
             pixels, model = batch.inputs.pixel_values, self.module.model
             assert isinstance(pixels, Tensor)
