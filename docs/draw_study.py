@@ -358,8 +358,8 @@ def _settling(rows: Rows) -> str:
     scores = [means_and_spreads(rows[name])["all"][0] for name in names]
     middle = found[len(found) // 2]
     return (
-        f"From step {settled_at(rows):,} of {last:,} on, the order of {len(rows)} rows by their training loss, a loss on "
-        "new scenes at every step, stays close to the final one (Kendall's tau of "
+        f"From step {settled_at(rows):,} of {last:,} on, the order of {len(rows)} rows by their training loss, a loss "
+        "on new scenes at every step, stays close to the final one (Kendall's tau of "
         f"{SETTLED} and more); half way, at step {middle[0]:,}, tau is {middle[1]:.2f}. Between the final order by "
         f"loss and that by score tau is {kendall(losses, scores):.2f}. The rate falls to nearly nothing at the end, so "
         "the order of longer runs may still be another."

@@ -159,16 +159,6 @@ ROWS: tuple[Row, ...] = (
         changes=_query(0, 4),
     ),
     Row(
-        name="query-hd-1-token-prefusion-3",
-        shows="Pictures of twice the side in five views, in one token (Table 7, 672 px in kind).",
-        changes=_query(DEPTH, 1, resolution_ratio=2),
-    ),
-    Row(
-        name="query-hd-16-tokens-prefusion-3",
-        shows="Pictures of twice the side in five views, in sixteen tokens (Table 7, 672 px in kind).",
-        changes=_query(DEPTH, 4, resolution_ratio=2),
-    ),
-    Row(
         name="query-prefusion-3-token-before",
         shows="The token goes to the language model as the reducer made it, not through pre-fusion (the paper's text).",
         changes=_query(DEPTH, vision_tokens_from="reducer"),
@@ -195,6 +185,16 @@ ROWS: tuple[Row, ...] = (
         name="no-vision",
         shows="Neither vision tokens nor pre-fusion: what the questions alone give away.",
         changes=_pooled(0, vision_tokens_from="nowhere"),
+    ),
+    Row(
+        name="query-hd-1-token-prefusion-3",
+        shows="Pictures of twice the side in five views, in one token (Table 7, 672 px in kind).",
+        changes=_query(DEPTH, 1, resolution_ratio=2),
+    ),
+    Row(
+        name="query-hd-16-tokens-prefusion-3",
+        shows="Pictures of twice the side in five views, in sixteen tokens (Table 7, 672 px in kind).",
+        changes=_query(DEPTH, 4, resolution_ratio=2),
     ),
 )
 """All rows, in the order in which they are trained."""
