@@ -24,7 +24,7 @@ from llava_mini.evaluation.exact_match import CAPTION_KINDS, Mark, Score
 from llava_mini.inference import devices
 from llava_mini.inference.memory import meta_model
 from llava_mini.processor.video import FrameSampling, frames_of
-from llava_mini.recipes import tiny
+from llava_mini.recipes import study, tiny
 from llava_mini.training.devices import Hardware
 from tests.tiny_engine import picture, save_tiny, tiny_engine, tiny_parts, write_film
 
@@ -274,6 +274,41 @@ def test_train_runs_the_recipe_and_names_the_finished_model(monkeypatch, capsys,
     default = {"smoke": False, "minutes": None, "slice_minutes": None, "hardware": Hardware()}
     assert calls == [(Path(folder), {**default, **choice})]
     assert capsys.readouterr().out == (f"{folder}/model\n" if finished else "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder", "choice"),
+    [
+        ([], "runs/study", {}),
+        (["--smoke"], "runs/study-smoke", {"rows": study.SMOKE_ROWS, "num_seeds": 1}),
+        (
+            ["--rows", "all-tokens", "no-vision", "--seeds", 2],
+            "runs/study",
+            {"rows": ("all-tokens", "no-vision"), "num_seeds": 2},
+        ),
+        (["--output", "here", "--slice-minutes", 9], "here", {"slice_minutes": 9.0}),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_train_study_runs_the_rows_that_were_asked_for(monkeypatch, flags, folder, choice, finished):
+    calls = []
+
+    def train(output, settings, **given):
+        calls.append((output, settings.steps, given))
+        return finished
+
+    monkeypatch.setattr(study, "train_study", train)
+    steps = 30 if "--smoke" in flags else 1500
+    assert run("train", "study", "--device", "cpu", *flags) == (0 if finished else 3)
+    default = {"rows": (), "num_seeds": 3, "slice_minutes": None, "hardware": Hardware()}
+    assert calls == [(Path(folder), steps, {**default, **choice})]
+
+
+def test_train_study_prints_the_table_and_trains_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(study, "train_study", None)
+    (tmp_path / "start").mkdir()
+    assert run("train", "study", "--output", tmp_path, "--table") == 0
+    assert capsys.readouterr().out == "No row is done yet.\n"
 
 
 def test_evaluate_prints_a_table_then_json_and_writes_answers_and_card(tmp_path, capsys, monkeypatch):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.data.records import Record, Turn
+from llava_mini.data.records import Record
 from llava_mini.evaluation.bench import Bench
-from llava_mini.evaluation.exact_match import CAPTION_KINDS, Mark, Score, asked, scores, texts
+from llava_mini.evaluation.exact_match import CAPTION_KINDS, Mark, asked, scores, texts
 from llava_mini.flow import FusedPrompt, ModelInputs
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
@@ -44,8 +44,8 @@ Spoil = Callable[[LlavaMiniForConditionalGeneration, Variants], FusedPrompt]
 class Carried:
     """What came of asking in one way."""
 
-    scores: dict[str, Score]
-    """By kind of question, of all images and of all clips."""
+    right: dict[str, float]
+    """By kind of question, the share of right answers; and of all ``images`` and ``clips``, weighted as in scores."""
     kept: dict[str, float]
     """By kind of question, the share of answers that are as they were with nothing changed, right or wrong."""
 
@@ -184,14 +184,12 @@ def _carried(bench: Bench, answers: Mapping[tuple[str, int], str], unchanged: Ma
     kinds = [kind for kind in _kinds(bench) if any(kind == asked_kind for asked_kind, _ in answers)]
     marks, kept = [], {}
     for kind in kinds:
-        blind = bench.blind(kind)
         mine = {index: answer for (asked_kind, index), answer in sorted(answers.items()) if asked_kind == kind}
-        for index, answer in mine.items():
-            turn: Turn = bench.item(kind, index).turns[0]
-            marks.append(Mark(turn=turn, index=index, answer=answer, guess=blind.answer(turn)))
+        turns = {index: bench.item(kind, index).turns[0] for index in mine}
+        marks += [Mark(turn=turns[index], index=index, answer=answer, guess="") for index, answer in mine.items()]
         kept[kind] = sum(unchanged[kind, index] == answer for index, answer in mine.items()) / len(mine)
     found = scores(marks, bench.weights)
-    return Carried(scores={name: one for name, one in found.items() if name in (*kinds, "images", "clips")}, kept=kept)
+    return Carried(right={name: found[name].exact for name in (*kinds, "images", "clips") if name in found}, kept=kept)
 
 
 def _kinds(bench: Bench) -> list[str]:

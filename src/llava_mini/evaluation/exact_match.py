@@ -213,7 +213,7 @@ def answer_records(
 def asked(
     model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, records: Sequence[Record]
 ) -> dict[str, Any]:
-    """Return what the model reads when the last question of each record is asked, padded on the left."""
+    """Return the tensors that the model reads when the last question of each record is asked, padded on the left."""
     tensors = processor.apply_chat_template(
         [record.messages(last_answer=False) for record in records],
         add_generation_prompt=True,

@@ -75,7 +75,7 @@ class StudySettings:
     """Share of records about clips, from the first step on."""
     questions: int = 100
     """Of each kind about images that are scored at the end; half as many of each kind about clips."""
-    carrier_questions: int = 40
+    carrier_questions: int = 50
     """The same for what tokens and text carry."""
 
     def __post_init__(self) -> None:

@@ -65,7 +65,7 @@ def row_facts(
         "curve": curve,
         "carriers": {
             way: {
-                "right": {kind: round(score.exact, 4) for kind, score in found.scores.items()},
+                "right": {kind: round(share, 4) for kind, share in found.right.items()},
                 "kept": {kind: round(share, 4) for kind, share in found.kept.items()},
             }
             for way, found in carried.items()

@@ -161,16 +161,6 @@ ROWS: tuple[Row, ...] = (
         changes=_query(0, 4),
     ),
     Row(
-        name="query-hd-1-token-prefusion-3",
-        shows="Pictures of twice the side in five views, in one token (Table 7, 672 px in kind).",
-        changes=_query(DEPTH, 1, resolution_ratio=2),
-    ),
-    Row(
-        name="query-hd-16-tokens-prefusion-3",
-        shows="Pictures of twice the side in five views, in sixteen tokens (Table 7, 672 px in kind).",
-        changes=_query(DEPTH, 4, resolution_ratio=2),
-    ),
-    Row(
         name="query-prefusion-3-token-before",
         shows="The token goes to the language model as the reducer made it, not through pre-fusion (the paper's text).",
         changes=_query(DEPTH, vision_tokens_from="reducer"),
@@ -204,8 +194,76 @@ ROWS: tuple[Row, ...] = (
         shows="Neither vision tokens nor pre-fusion: what the questions alone give away.",
         changes=_pooled(0, vision_tokens_from="nowhere"),
     ),
+    Row(
+        name="query-hd-1-token-prefusion-3",
+        shows="Pictures of twice the side in five views, in one token (Table 7, 672 px in kind).",
+        changes=_query(DEPTH, 1, resolution_ratio=2),
+    ),
+    Row(
+        name="query-hd-16-tokens-prefusion-3",
+        shows="Pictures of twice the side in five views, in sixteen tokens (Table 7, 672 px in kind).",
+        changes=_query(DEPTH, 4, resolution_ratio=2),
+    ),
 )
 """All rows, in the order in which they are trained."""
+
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "Methods (Table 1)": (
+        "all-tokens",
+        "all-tokens-deep",
+        "query-prefusion-4",
+        "query-prefusion-3",
+        "query-prefusion-0",
+        "average-pool-prefusion-0",
+        "no-vision",
+    ),
+    "Pre-fusion layers (Table 6)": (
+        "query-prefusion-0",
+        "query-4-tokens-prefusion-0",
+        "query-16-tokens-prefusion-0",
+        "query-prefusion-1",
+        "query-prefusion-2",
+        "query-prefusion-3",
+        "query-prefusion-4",
+    ),
+    "Vision tokens and resolution (Table 7)": (
+        "query-prefusion-3",
+        "query-4-tokens-prefusion-3",
+        "query-9-tokens-prefusion-3",
+        "query-16-tokens-prefusion-3",
+        "query-hd-1-token-prefusion-3",
+        "query-hd-16-tokens-prefusion-3",
+    ),
+    "Query or pooling (Table 8)": (
+        "average-pool-prefusion-3",
+        "query-prefusion-3",
+        "average-pool-4-tokens-prefusion-3",
+        "query-4-tokens-prefusion-3",
+        "average-pool-prefusion-0",
+        "query-prefusion-0",
+    ),
+    "Compression alone (Table 10)": (
+        "query-prefusion-0",
+        "query-4-tokens-prefusion-0",
+        "query-16-tokens-prefusion-0",
+        "average-pool-prefusion-0",
+    ),
+    "Pre-fusion alone (Table 11)": (
+        "all-tokens",
+        "all-tokens-prefusion-3",
+        "no-vision-token-prefusion-3",
+        "query-prefusion-3",
+    ),
+    "What the paper leaves open": (
+        "query-prefusion-3",
+        "query-prefusion-3-token-before",
+        "query-prefusion-3-random-start",
+        "query-prefusion-3-vision-start",
+        "query-prefusion-3-things",
+    ),
+}
+"""The names of rows that stand beside one another, by title. A row may stand in several."""
 
 
 def rows_of(names: tuple[str, ...] = ()) -> tuple[Row, ...]:
