@@ -24,7 +24,8 @@ def class_attention(layer: nn.Module, hidden: Tensor, num_heads: int) -> tuple[T
 
     Returns:
         Keys of the patches, biases included, [F, N, E], and attention [F, heads, N]. The class token also attends to
-        itself: what is left for the patches sums to less than 1.
+        itself: what is left for the patches sums to less than 1. Both have the number format of ``hidden``: in 16
+        bits patches of nearly the same attention become equal.
     """
     assert isinstance(layer, CLIPEncoderLayer)
     with _put_together(layer):

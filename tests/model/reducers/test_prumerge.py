@@ -71,7 +71,7 @@ def of_frame(reduced: Reduced, frame: int) -> Tensor:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("plus", [False, True])
-@pytest.mark.parametrize("num_patches", [4, 16, 36, 144])
+@pytest.mark.parametrize("num_patches", [1, 4, 16, 36, 144])
 def test_frames_of_a_batch_are_reduced_as_the_rule_does_each(num_patches, plus, training):
     patches = random_patches(4, num_patches)
     reduced = reducer(num_patches, plus=plus, training=training)(patches)

@@ -50,7 +50,7 @@ class TowerRead:
 
     layers: Callable[[int], tuple[int, ...]]
     """Which hidden states, for a tower with so many layers: 0 is what enters the first layer, n leaves the n-th. The
-    last layer is never run, so the largest is one less than the number of layers."""
+    last layer is not run as a whole, so the largest is one less than the number of layers."""
     values: Callable[[CLIPVisionModel, tuple[Tensor, ...]], Tensor]
     """From these hidden states, each [F, 1 + N, E] with the class token first, to [F, N, width]."""
 
