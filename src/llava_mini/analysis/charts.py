@@ -1,0 +1,147 @@
+"""Lines over layers, as pictures. Colours are those of Okabe and Ito, and each line has a marker of its own."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from llava_mini.analysis.attention_stats import PARTS, TYPES, Spread
+from llava_mini.analysis.drop_layers import Dropped
+from llava_mini.analysis.findings import Averages
+from llava_mini.analysis.fusion import SOURCES, TEXTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLES = {
+    "instruction": ("#0072B2", "o", "-"),
+    "vision": ("#D55E00", "s", "-"),
+    "response": ("#009E73", "^", "-"),
+    "first token": ("#56B4E9", "", "--"),
+    "patches": ("#D55E00", "s", "-"),
+    "compressed": ("#CC79A7", "D", "-"),
+    "text": ("#0072B2", "o", "-"),
+}
+"""Colour, marker and line of what is attended to."""
+
+_NAMES = {
+    "first token": "the first token alone (in instruction)",
+    "compressed": "compressed tokens",
+    "text": "text so far",
+    "before the image": "text before the image",
+    "after the image": "text after the image",
+}
+"""What is called otherwise in pictures."""
+
+_UNITS = {"entropy": "entropy in nats", "evenness": "entropy, share of the largest"}
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty picture of so many inches.
+
+    Raises:
+        ValueError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(
+            "Pictures are drawn with matplotlib, which is not installed. Install llava-mini[train]."
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_attention(averages: Averages) -> "Figure":
+    """Draw what each type of token attends to, by layer (Figure 2)."""
+    figure = _panels(averages.share, TYPES, (*TYPES, "first token"), (PARTS, PARTS), "share of attention")
+    return _as_shares(figure)
+
+
+def draw_entropy(spread: Spread, kind: Literal["entropy", "evenness"]) -> "Figure":
+    """Draw how evenly the tokens of each type are attended to, by layer (Figure 3)."""
+    figure = _panels(spread, TYPES, TYPES, (PARTS, PARTS), _UNITS[kind])
+    return _as_shares(figure) if kind == "evenness" else figure
+
+
+def draw_fusion(averages: Averages) -> "Figure":
+    """Draw what the text attends to in pre-fusion, by layer."""
+    return _as_shares(_panels(averages.share, TEXTS, SOURCES, (TEXTS, SOURCES), "share of attention"))
+
+
+def draw_dropped(ways: Sequence[Dropped], blind: float | None) -> "Figure":
+    """Draw how right answers are with vision tokens dropped in ranges of layers (Figure 5).
+
+    Args:
+        ways: All of ``drop_layers.drop_ranges``, with marks.
+        blind: How right blind guesses are. None: nobody guessed.
+    """
+    by_series = {series: [way for way in ways if way.series == series] for series in {way.series for way in ways}}
+    ranges = by_series["in a range"]
+    onwards = [*by_series["everywhere"], *by_series.get("from a layer on", [])]
+    figure = new_figure(max(5.5, 1.1 * len(ranges)), 3.8)
+    axes = figure.subplots()
+    _marks(axes, ranges, -0.06, "#0072B2", "o", "dropped in these layers")
+    _marks(axes, onwards, 0.06, "#D55E00", "s", "dropped in these and all later layers")
+    axes.axhline(by_series["nowhere"][0].right, color="#009E73", linestyle="--", label="dropped nowhere")
+    if blind is not None:
+        axes.axhline(blind, color="#555555", linestyle=":", label="blind guess")
+    axes.set_xticks(range(len(ranges)), [way.layers for way in ranges])
+    axes.set_xlabel("layers")
+    axes.set_ylabel("share of right answers")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small", frameon=False)
+    return _as_shares(figure)
+
+
+def _marks(axes: "Axes", ways: Sequence[Dropped], offset: float, colour: str, marker: str, label: str) -> None:
+    right = [way.right for way in ways]
+    below = [max(way.right - way.interval[0], 0) for way in ways]
+    above = [max(way.interval[1] - way.right, 0) for way in ways]
+    places = [place + offset for place in range(len(ways))]
+    axes.errorbar(places, right, yerr=[below, above], color=colour, marker=marker, capsize=3, label=label)
+
+
+def _panels(
+    spread: Spread,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    names: tuple[Sequence[str], Sequence[str]],
+    unit: str,
+) -> "Figure":
+    """One panel for each type that attends, one line for each that is attended to; mean and its 95 % interval."""
+    rows, columns = names
+    shown = [source for source in sources if spread.count[:, rows.index(source)].any()]
+    figure = new_figure(1.2 + 3.1 * len(shown), 3.6)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    lines: dict[str, object] = {}
+    for axes, source in zip(panels, shown, strict=True):
+        for target in targets:
+            pair = (slice(None), rows.index(source), columns.index(target))
+            if spread.mean[pair].nan_to_num().any():  # what comes later is never seen
+                lines[_NAMES.get(target, target)] = _line(axes, spread.mean[pair], spread.error[pair], target)
+        axes.set_title(f"from {_NAMES.get(source, source)}", fontsize="medium")
+        axes.set_xlabel("layer")
+        axes.set_xticks(_ticks(len(spread.mean)))
+    panels[0].set_ylabel(unit)
+    labels = [f"to {name}" for name in lines]
+    figure.legend(list(lines.values()), labels, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    return figure
+
+
+def _line(axes: "Axes", mean: Tensor, error: Tensor, target: str) -> object:
+    colour, marker, line = STYLES[target]
+    layers, error = list(range(1, len(mean) + 1)), error.nan_to_num(0)
+    axes.fill_between(layers, (mean - error).tolist(), (mean + error).tolist(), color=colour, alpha=0.18, linewidth=0)
+    return axes.plot(layers, mean.tolist(), color=colour, marker=marker, linestyle=line, markersize=4)[0]
+
+
+def _as_shares(figure: "Figure") -> "Figure":
+    """Give all panels the scale from 0 to 1."""
+    for axes in figure.axes:
+        axes.set_ylim(-0.02, 1.02)
+    return figure
+
+
+def _ticks(num_layers: int) -> list[int]:
+    """Layers to be named: all of a few, every fourth of many."""
+    return list(range(1, num_layers + 1)) if num_layers <= 12 else [1, *range(4, num_layers + 1, 4)]
