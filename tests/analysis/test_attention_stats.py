@@ -62,7 +62,7 @@ def prompted(subject):
 
 
 def test_statistics_equal_those_of_whole_eager_attention(subject, prompted):
-    stats = subject.watch(prompted, ANSWER)
+    stats = subject.watch(prompted, ANSWER).stats
     weights = whole_attention(subject, with_answer(subject, prompted))
     parts = token_parts(prompted.is_vision, len(ANSWER))
     for layer, whole in enumerate(weights):
@@ -77,14 +77,14 @@ def test_statistics_equal_those_of_whole_eager_attention(subject, prompted):
 
 
 def test_what_a_type_attends_to_adds_up_to_1(subject, prompted):
-    share = subject.watch(prompted, ANSWER).share
+    share = subject.watch(prompted, ANSWER).stats.share
     types = [PARTS.index(name) for name in ("instruction", "vision", "response")]
     rows = share[:, types][:, :, types].sum(2)
     torch.testing.assert_close(rows, torch.ones_like(rows), atol=1e-5, rtol=0)
 
 
 def test_a_row_at_a_time_says_the_same_as_all_rows_at_once(subject, prompted):
-    one, all_ = (subject.watch(prompted, ANSWER, most_weights=most) for most in (1, 1 << 30))
+    one, all_ = (subject.watch(prompted, ANSWER, most_weights=most).stats for most in (1, 1 << 30))
     for name in ("share", "entropy", "evenness", "received"):
         torch.testing.assert_close(getattr(one, name), getattr(all_, name), atol=1e-5, rtol=1e-4, equal_nan=True)
 
@@ -128,7 +128,7 @@ def test_each_token_has_one_type_and_parts_are_where_they_should_be():
 
 
 def test_without_an_answer_nothing_attends_from_it(subject, prompted):
-    share = subject.watch(prompted, ()).share
+    share = subject.watch(prompted, ()).stats.share
     assert share[:, PARTS.index("response")].isnan().all()
     assert share[:, PARTS.index("instruction"), PARTS.index("vision")].isfinite().all()
 
@@ -140,3 +140,17 @@ def test_a_spread_leaves_out_prompts_that_have_no_value():
     assert spread.count.tolist() == [[[2, 1]]]
     assert spread.deviation[0, 0, 0] == pytest.approx(2**0.5)
     assert spread.error[0, 0].tolist() == pytest.approx([1.96, 0])
+
+
+def test_where_a_word_looks_is_the_attention_of_its_tokens(subject, prompted):
+    words = subject.watch(prompted, ANSWER).words
+    if prompted.canvases[0].paint is None:
+        assert not words
+        return
+    weights = whole_attention(subject, with_answer(subject, prompted))
+    assert [word.word for word in words] == [word.text for word in prompted.words]
+    assert "What is it?" in " ".join(word.word for word in words)
+    for read, word in zip(words, prompted.words, strict=True):
+        rows = weights[:, list(word.places), : len(prompted.is_vision)].mean(1)[:, prompted.is_vision]
+        painted = torch.stack([prompted.canvases[0].paint(row.float()) for row in rows])
+        torch.testing.assert_close(read.maps[0] * read.share[0, :, None, None], painted, atol=1e-5, rtol=1e-4)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from llava_mini.analysis.drop_layers import answer_without, drop_ranges, mark_dropped
+from llava_mini.analysis.drop_layers import (
+    DropMark,
+    Dropped,
+    answer_without,
+    by_medium,
+    drop_ranges,
+    mark_dropped,
+)
 from llava_mini.analysis.kernels import hiding, kernel_in
 from tests.analysis.subjects import asked, ours, peer
 
@@ -88,9 +95,9 @@ def test_ranges_cover_all_layers_once():
         covered = [layer for way in ranges for layer in range(way.first, way.stop)]
         assert covered == list(range(num_layers))
         assert len(ranges) <= 8
-        assert [way.stop for way in ways if way.series != "nowhere"][-1] == num_layers
+        assert {way.stop for way in ways if way.series in ("everywhere", "from a layer on")} == {num_layers}
     assert [way.layers for way in drop_ranges(32) if way.series == "in a range"][:2] == ["1-4", "5-8"]
-    assert [way.layers for way in drop_ranges(3)] == ["none", "1", "2", "3", "2-3", "3", "1-3"]
+    assert [way.layers for way in drop_ranges(3)] == ["none", "1", "2", "3", "1-3", "2-3", "3"]
 
 
 def test_every_way_gets_a_mark_of_every_question(subject, prompted):
@@ -100,3 +107,14 @@ def test_every_way_gets_a_mark_of_every_question(subject, prompted):
         mark_dropped(subject, prompted, question, ways, own, 3)
     assert all(len(way.marks) == 2 for way in ways)
     assert all(way.interval[0] <= way.right <= way.interval[1] for way in ways)
+
+
+def test_images_and_videos_are_counted_apart():
+    marks = [DropMark(right=1.0, shows_video=False, guess=0.0), DropMark(right=0.0, shows_video=True, guess=1.0)]
+    ways = [Dropped(series="nowhere", first=0, stop=0, marks=[*marks, marks[0]])]
+    groups = by_medium(ways)
+    assert {name: (way.right, way.guess, len(way.marks)) for name, (way,) in groups.items()} == {
+        "images": (1.0, 0.0, 2),
+        "videos": (0.0, 1.0, 1),
+    }
+    assert list(by_medium([Dropped(series="nowhere", first=0, stop=0, marks=marks[:1])])) == ["images"]

@@ -93,6 +93,7 @@ def test_pages_of_all_models_are_drawn(tmp_path):
         found = analyse(subject, [asked(size=(30, 10))], FEW)
         made = write_report(tmp_path / str(number), subject, found, FEW, {})
         assert (made.parent / "map-1.png").exists()
+        assert (made.parent / "read-1.png").exists()
         assert not (made.parent / "prefusion.png").exists()
 
 
@@ -186,3 +187,14 @@ def test_a_folder_and_drawn_scenes_make_a_page(tmp_path):
     loading = Loading(model=str(folder), device="cpu", dtype="float32")
     page = analyse_model(loading, ["world"], tmp_path / "page", FEW, bench=BENCH, samples=2)
     assert json.loads((page.parent / "about.json").read_text())["questions"] == 2
+    rows = list(csv.DictReader((page.parent / "pointing.csv").open()))
+    assert {row["where"] for row in rows} == {"pre-fusion"}
+    assert [row["about"] for row in csv.DictReader((page.parent / "dropped.csv").open())][-1] == "images"
+
+
+def test_a_question_in_any_script_is_on_the_page(tmp_path, recwarn):
+    subject = ours()
+    found = analyse(subject, [asked(question="\u8fd9\u662f\u4ec0\u4e48\uff1f")], FEW)
+    page = write_report(tmp_path / "page", subject, found, FEW, {})
+    assert "\u8fd9\u662f\u4ec0\u4e48" in page.read_text(encoding="utf-8")
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

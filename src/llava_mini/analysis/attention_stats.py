@@ -67,6 +67,15 @@ class AttentionStats:
     received: Tensor
     """[L, A, S] float32: attention from A to each token."""
 
+    def of(self, rows: int, tokens: int | None = None) -> "AttentionStats":
+        """Return that of the first types alone, on the CPU, and of ``received`` the first tokens."""
+        return AttentionStats(
+            share=self.share[:, :rows].cpu(),
+            entropy=self.entropy[:, :rows].cpu(),
+            evenness=self.evenness[:, :rows].cpu(),
+            received=self.received[:, :rows, :tokens].cpu(),
+        )
+
 
 class AttentionRecorder:
     """Sums over the rows of attention as they come."""

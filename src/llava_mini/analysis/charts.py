@@ -1,14 +1,15 @@
 """Lines over layers, as pictures. Colours are those of Okabe and Ito, and each line has a marker of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from llava_mini.analysis.attention_stats import PARTS, TYPES, Spread
-from llava_mini.analysis.drop_layers import Dropped
+from llava_mini.analysis.drop_layers import Dropped, by_medium
 from llava_mini.analysis.findings import Averages
 from llava_mini.analysis.fusion import SOURCES, TEXTS
+from llava_mini.analysis.pointing import LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ STYLES = {
     "patches": ("#D55E00", "s", "-"),
     "compressed": ("#CC79A7", "D", "-"),
     "text": ("#0072B2", "o", "-"),
+    **dict(zip(LINES, (("#D55E00", "s", "-"), ("#0072B2", "o", "-"), ("#555555", "", ":")), strict=True)),
 }
 """Colour, marker and line of what is attended to."""
 
@@ -69,27 +71,46 @@ def draw_fusion(averages: Averages) -> "Figure":
     return _as_shares(_panels(averages.share, TEXTS, SOURCES, (TEXTS, SOURCES), "share of attention"))
 
 
-def draw_dropped(ways: Sequence[Dropped], blind: float | None) -> "Figure":
+def draw_dropped(ways: Sequence[Dropped]) -> "Figure":
     """Draw how right answers are with vision tokens dropped in ranges of layers (Figure 5).
 
     Args:
         ways: All of ``drop_layers.drop_ranges``, with marks.
-        blind: How right blind guesses are. None: nobody guessed.
     """
-    by_series = {series: [way for way in ways if way.series == series] for series in {way.series for way in ways}}
-    ranges = by_series["in a range"]
-    onwards = [*by_series["everywhere"], *by_series.get("from a layer on", [])]
-    figure = new_figure(max(5.5, 1.1 * len(ranges)), 3.8)
-    axes = figure.subplots()
-    _marks(axes, ranges, -0.06, "#0072B2", "o", "dropped in these layers")
-    _marks(axes, onwards, 0.06, "#D55E00", "s", "dropped in these and all later layers")
-    axes.axhline(by_series["nowhere"][0].right, color="#009E73", linestyle="--", label="dropped nowhere")
-    if blind is not None:
-        axes.axhline(blind, color="#555555", linestyle=":", label="blind guess")
-    axes.set_xticks(range(len(ranges)), [way.layers for way in ranges])
-    axes.set_xlabel("layers")
-    axes.set_ylabel("share of right answers")
-    figure.legend(loc="outside upper center", ncols=2, fontsize="small", frameon=False)
+    groups, num_ranges = by_medium(ways), sum(way.series == "in a range" for way in ways)
+    figure = new_figure((0.8 + max(3.4, 0.65 * num_ranges)) * max(len(groups), 1.4), 3.8)
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (name, group) in zip(panels, groups.items(), strict=True):
+        ranges = [way for way in group if way.series == "in a range"]
+        onwards = [way for way in group if way.series in ("everywhere", "from a layer on")]
+        _marks(axes, ranges, -0.06, "#0072B2", "o", "dropped in these layers")
+        _marks(axes, onwards, 0.06, "#D55E00", "s", "dropped in these and all later layers")
+        nowhere = next(way for way in group if way.series == "nowhere")
+        axes.axhline(nowhere.right, color="#009E73", linestyle="--", label="dropped nowhere")
+        if nowhere.guess is not None:
+            axes.axhline(nowhere.guess, color="#555555", linestyle=":", label="blind guess")
+        axes.set_xticks(range(len(ranges)), [way.layers for way in ranges])
+        axes.set_xlabel("layers")
+        axes.set_title(f"{len(nowhere.marks)} questions about {name}", fontsize="medium")
+    panels[0].set_ylabel("share of right answers")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
+    return _as_shares(figure)
+
+
+def draw_pointing(spreads: Mapping[str, Spread]) -> "Figure":
+    """Draw how much of a word's attention to the patches goes to the thing that it names, by layer."""
+    figure = new_figure(1.2 + 3.4 * max(len(spreads), 1.4), 3.6)
+    panels = figure.subplots(1, len(spreads), sharey=True, squeeze=False)[0]
+    for axes, (where, spread) in zip(panels, spreads.items(), strict=True):
+        for number, name in enumerate(LINES):
+            _line(axes, spread.mean[:, 0, number], spread.error[:, 0, number], name)
+        axes.set_title(f"{where}, {int(spread.count.max())} names", fontsize="medium")
+        axes.set_xlabel("layer")
+        axes.set_xticks(_ticks(len(spread.mean)))
+    panels[0].set_ylabel("share of attention to patches")
+    handles = panels[0].get_lines()
+    figure.legend(handles, LINES, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
     return _as_shares(figure)
 
 

@@ -17,6 +17,16 @@ MOST_RANGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class DropMark:
+    """One answer."""
+
+    right: float
+    shows_video: bool
+    guess: float | None
+    """How right a blind guess is. None: nobody guesses."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dropped:
     """In which layers vision tokens are dropped, and how right the answers then are."""
 
@@ -26,7 +36,7 @@ class Dropped:
     """The first layer of them, from 0."""
     stop: int
     """The layer after the last one. Equal to ``first``: they are dropped nowhere."""
-    marks: list[float] = field(default_factory=list)
+    marks: list[DropMark] = field(default_factory=list)
     """Of each question."""
 
     @property
@@ -44,12 +54,23 @@ class Dropped:
     @property
     def right(self) -> float:
         """Share of right answers."""
-        return sum(self.marks) / len(self.marks)
+        return sum(mark.right for mark in self.marks) / len(self.marks)
 
     @property
     def interval(self) -> tuple[float, float]:
         """Its 95 % interval."""
         return wilson(self.right, len(self.marks))
+
+    @property
+    def guess(self) -> float | None:
+        """Share of right guesses. None: nobody guesses."""
+        guesses = [mark.guess for mark in self.marks if mark.guess is not None]
+        return sum(guesses) / len(guesses) if guesses else None
+
+    def about(self, *, videos: bool) -> "Dropped":
+        """Return the same of questions about videos alone, or about images alone."""
+        marks = [mark for mark in self.marks if mark.shows_video == videos]
+        return Dropped(series=self.series, first=self.first, stop=self.stop, marks=marks)
 
 
 def drop_ranges(num_layers: int) -> list[Dropped]:
@@ -59,9 +80,17 @@ def drop_ranges(num_layers: int) -> list[Dropped]:
     return [
         Dropped(series="nowhere", first=0, stop=0),
         *(Dropped(series="in a range", first=start, stop=min(start + size, num_layers)) for start in starts),
-        *(Dropped(series="from a layer on", first=start, stop=num_layers) for start in starts[1:]),
         Dropped(series="everywhere", first=0, stop=num_layers),
+        *(Dropped(series="from a layer on", first=start, stop=num_layers) for start in starts[1:]),
     ]
+
+
+def by_medium(ways: Sequence[Dropped]) -> dict[str, list[Dropped]]:
+    """Return the ways for questions about images and about videos, as far as there are some."""
+    groups = {
+        name: [way.about(videos=videos) for way in ways] for name, videos in (("images", False), ("videos", True))
+    }
+    return {name: group for name, group in groups.items() if group and group[0].marks}
 
 
 def answer_without(subject: Subject, prompted: Prompted, first: int, stop: int, max_tokens: int) -> tuple[int, ...]:
@@ -85,4 +114,5 @@ def mark_dropped(
         layers = way.first, way.stop
         if layers not in answers:
             answers[layers] = answer_without(subject, prompted, *layers, max_tokens)
-        way.marks.append(asked.right(subject.text_of(answers[layers])))
+        right = asked.right(subject.text_of(answers[layers]))
+        way.marks.append(DropMark(right=right, shows_video=asked.shows_video, guess=asked.guess_right))

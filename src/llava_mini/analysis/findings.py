@@ -1,4 +1,4 @@
-"""The analysis of a model over many questions: everything that the page shows, and nothing that grows with them."""
+"""The analysis of a model over many questions: everything that the page shows."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,11 +10,16 @@ from torch import Tensor
 from llava_mini.analysis.attention_stats import PARTS, AttentionStats, Spread
 from llava_mini.analysis.canvas import Canvas
 from llava_mini.analysis.drop_layers import Dropped, drop_ranges, mark_dropped
+from llava_mini.analysis.pointing import pointing
 from llava_mini.analysis.samples import Asked
-from llava_mini.analysis.subject import Prompted, QueryLook, Subject, WordReads
+from llava_mini.analysis.subject import Prompted, QueryLook, Subject, Watched
+from llava_mini.analysis.words import WordReads
 
 Answers = Literal["model", "data"]
 """Whose answers the response tokens are."""
+
+PREFUSION, LANGUAGE = "pre-fusion", "language model"
+"""Where words look at patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,8 @@ class Example:
     """[L, V]: attention from the text after the image to each vision token."""
     by_frame: Tensor
     """[L, frames]: the same, to all tokens of each image or frame."""
-    words: tuple[WordReads, ...]
+    words: dict[str, tuple[WordReads, ...]]
+    """Where words look, in ``PREFUSION`` and in the ``LANGUAGE`` model; empty if that has no places in a picture."""
     looks: tuple[QueryLook, ...]
 
 
@@ -64,7 +70,9 @@ class Averages:
     def of(cls, stats: list[AttentionStats]) -> "Averages":
         """Return those of some questions, each of which counts alike."""
         return cls(
-            **{name: Spread.of([getattr(one, name) for one in stats]) for name in ("share", "entropy", "evenness")}
+            share=Spread.of([one.share for one in stats]),
+            entropy=Spread.of([one.entropy for one in stats]),
+            evenness=Spread.of([one.evenness for one in stats]),
         )
 
 
@@ -75,13 +83,14 @@ class Findings:
     questions: int = 0
     right: list[float] = field(default_factory=list)
     """Marks of the model's own answers."""
-    guesses: list[float] = field(default_factory=list)
-    """Marks of blind guesses at the questions with which vision tokens are dropped."""
     attention: Averages | None = None
     """Between ``PARTS`` in the language model. None: not one question was asked."""
     fusion: Averages | None = None
     """From ``fusion.TEXTS`` to ``fusion.SOURCES`` in pre-fusion. None: the model has none."""
     dropped: list[Dropped] = field(default_factory=list)
+    """In how many ways vision tokens were dropped; empty if they were not."""
+    pointing: dict[str, Spread] = field(default_factory=dict)
+    """[L, 1, LINES]: whether words look at what they name, in ``PREFUSION`` and in the ``LANGUAGE`` model."""
     examples: list[Example] = field(default_factory=list)
     vision_tokens: list[int] = field(default_factory=list)
     """Of each prompt."""
@@ -103,53 +112,47 @@ def analyse(
         progress: Called with the number of questions done since the last call.
     """
     found, stats, fusions = Findings(), list[AttentionStats](), list[AttentionStats]()
-    ways = drop_ranges(len(subject.attentions)) if settings.dropped else []
+    pointed: dict[str, list[Tensor]] = {PREFUSION: [], LANGUAGE: []}
+    ways = drop_ranges(len(subject.attentions))
     for asked in samples:
         prompted = subject.prompt(asked)
         own = subject.answer(prompted, settings.max_tokens)
         response = own if settings.answers == "model" else subject.ids_of(asked.answer)[: settings.max_tokens]
-        stats.append(subject.watch(prompted, response))
-        if prompted.fusion is not None:
-            fusions.append(_without_tokens(prompted.fusion.stats))
+        watched = subject.watch(prompted, response)
+        words = {PREFUSION: () if prompted.fusion is None else prompted.fusion.words, LANGUAGE: watched.words}
         text = subject.text_of(own)
+        if found.questions < settings.dropped:
+            mark_dropped(subject, prompted, asked, ways, own, settings.max_tokens)
+            found.dropped = ways
+        if found.questions < settings.examples:
+            found.examples.append(_example(asked, text, prompted, watched, words))
+        for where, reads in words.items():
+            pointed[where] += pointing(reads, asked.nouns)
+        stats.append(watched.stats.of(len(PARTS), tokens=0))
+        if prompted.fusion is not None:
+            fusions.append(prompted.fusion.stats.of(len(PARTS), tokens=0))
         found.right.append(asked.right(text))
         found.vision_tokens.append(int(prompted.is_vision.sum()))
         found.response_tokens.append(len(response))
-        if found.questions < settings.dropped:
-            mark_dropped(subject, prompted, asked, ways, own, settings.max_tokens)
-            found.guesses += [] if asked.guess_right is None else [asked.guess_right]
-        if found.questions < settings.examples:
-            found.examples.append(_example(asked, text, prompted, stats[-1]))
-        stats[-1] = _without_tokens(stats[-1])
         found.questions += 1
         progress(1)
-    if stats:
-        found.attention = Averages.of(stats)
-    if fusions:
-        found.fusion = Averages.of(fusions)
-    found.dropped = ways if found.questions else []
+    found.attention = Averages.of(stats) if stats else None
+    found.fusion = Averages.of(fusions) if fusions else None
+    found.pointing = {where: Spread.of([one[:, None] for one in tables]) for where, tables in pointed.items() if tables}
     return found
 
 
-def _example(asked: Asked, answer: str, prompted: Prompted, stats: AttentionStats) -> Example:
-    reading = stats.received[:, PARTS.index("reading"), : len(prompted.is_vision)]
-    reading = reading[:, prompted.is_vision].cpu()  # [L, V]
+def _example(
+    asked: Asked, answer: str, prompted: Prompted, watched: Watched, words: dict[str, tuple[WordReads, ...]]
+) -> Example:
+    reading = watched.stats.received[:, PARTS.index("reading"), : len(prompted.is_vision)]
+    reading = reading[:, prompted.is_vision.cpu()]  # [L, V]
     return Example(
         asked=asked,
         answer=answer,
         canvases=prompted.canvases,
         reading=reading,
         by_frame=torch.stack([part.sum(1) for part in reading.split(prompted.tokens_of_frames, dim=1)], dim=1),
-        words=() if prompted.fusion is None else prompted.fusion.words,
+        words=words,
         looks=prompted.looks,
-    )
-
-
-def _without_tokens(stats: AttentionStats) -> AttentionStats:
-    """The same without what grows with the prompt."""
-    return AttentionStats(
-        share=stats.share.cpu(),
-        entropy=stats.entropy.cpu(),
-        evenness=stats.evenness.cpu(),
-        received=stats.share[:, :, :0],
     )

@@ -5,7 +5,6 @@ Frames come one after another and are averaged over, as their fused text is; onl
 Shapes: F frames that are shown, T text tokens, P patches, Q reduced tokens, L layers of pre-fusion.
 """
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini.analysis.attention_stats import AttentionRecorder
 from llava_mini.analysis.kernels import Kernel, Listener, watching
-from llava_mini.analysis.subject import FusionReads, WordReads
+from llava_mini.analysis.subject import FusionReads
+from llava_mini.analysis.words import TINY, WordReads, words_of
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.prefusion import PrefusionLayer
 from llava_mini.model.splice import TextRows
@@ -24,9 +24,6 @@ TEXTS = ("before the image", "after the image")
 
 SOURCES = ("patches", "compressed", "text")
 """What they read: patches, the frame's compressed tokens if these pass through pre-fusion, and text before them."""
-
-_BEGINS_A_WORD = ("\u2581", "\u0120", "\u010a")
-"""How SentencePiece and byte-level tokens begin that have a space or a new line before them."""
 
 
 class FusionWatch:
@@ -87,31 +84,9 @@ class FusionWatch:
         tokens, after = self._ids.tolist(), self._after.tolist()
         shown = self._maps[: min(self._seen[0], len(self._maps))]  # [F, L, T, P]
         words = []
-        for places in words_of(tokens, [place for place, is_after in enumerate(after) if is_after], tokenizer):
-            read = shown[:, :, places].mean(2)  # [F, L, P]
+        for word in words_of(tokens, [place for place, is_after in enumerate(after) if is_after], tokenizer):
+            read = shown[:, :, list(word.places)].mean(2)  # [F, L, P]
             share = read.sum(2)
-            grid = (read / share[..., None].clamp(min=1e-12))[..., : self._side**2]
-            name = tokenizer.decode([tokens[place] for place in places]).strip()
-            words.append(WordReads(word=name, share=share, maps=grid.unflatten(2, (self._side, self._side))))
+            grid = (read / share[..., None].clamp(min=TINY))[..., : self._side**2]
+            words.append(WordReads(word=word.text, share=share, maps=grid.unflatten(2, (self._side, self._side))))
         return FusionReads(stats=self._recorder.stats(), words=tuple(words))
-
-
-def words_of(ids: Sequence[int], places: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the places of each word of a text; control tokens and white space are left out.
-
-    Args:
-        ids: Tokens of the whole prompt.
-        places: Which of them are of interest.
-        tokenizer: Knows how tokens are written.
-    """
-    control, words, ended = set(tokenizer.all_special_ids), list[list[int]](), True
-    for place in places:
-        token = cast(str, tokenizer.convert_ids_to_tokens(ids[place]))
-        if ids[place] in control or not tokenizer.decode([ids[place]]).strip():
-            ended = True
-            continue
-        if ended or token.startswith(_BEGINS_A_WORD) or place != words[-1][-1] + 1:
-            words.append([])
-        words[-1].append(place)
-        ended = False
-    return words

@@ -22,6 +22,9 @@ MOST_COLUMNS = 8
 MOST_LAYERS = 15
 """Layers that are drawn; of more, so many are chosen evenly, the first and the last among them."""
 
+MOST_WORD_LAYERS = 6
+"""Of these, for each word."""
+
 MOST_WORDS = 10
 """Words of a question that are drawn: the last ones."""
 
@@ -74,24 +77,31 @@ def draw_frames(example: Example) -> "Figure | None":
     return figure
 
 
-def draw_words(example: Example, frame: int = 0) -> "Figure | None":
-    """Draw which patches each word of the question reads in pre-fusion, layer by layer. None: nothing was read."""
-    words = [word for word in example.words if len(word.maps) > frame][-MOST_WORDS:]
+def draw_words(example: Example, where: str) -> "Figure | None":
+    """Draw which patches of the first picture each word of the question reads, layer by layer.
+
+    None: words read no patches there.
+
+    Args:
+        example: The question.
+        where: In ``findings.PREFUSION`` or in the ``LANGUAGE`` model.
+    """
+    words = example.words[where][-MOST_WORDS:]
     if not words:
         return None
-    picture, layers = example.canvases[frame].picture, chosen_layers(words[0].maps.shape[1])
+    canvas, layers = example.canvases[0], chosen_layers(words[0].maps.shape[1], MOST_WORD_LAYERS)
     figure = new_figure(1.35 * (len(words) + 1) + 0.8, 1.6 * len(layers) + 0.6)
     panels = figure.subplots(len(layers), len(words) + 1, squeeze=False)
     for row, layer in enumerate(layers):
         first, *others = panels[row]
         if row == 0:
-            _show(first, picture, None, example.canvases[frame].title)
+            _show(first, canvas.picture, None, canvas.title)
         else:
             first.axis("off")
         first.text(-0.08, 0.5, f"layer {layer + 1}", transform=first.transAxes, rotation=90, ha="right", va="center")
         for axes, word in zip(others, words, strict=True):
             name = f"{_short(word.word)}\n" if row == 0 else ""
-            _show(axes, picture, word.maps[frame, layer], f"{name}{float(word.share[frame, layer]):.0%}")
+            _show(axes, canvas.picture, word.maps[0, layer], f"{name}{float(word.share[0, layer]):.0%}")
     return _captioned(figure, panels, example)
 
 
@@ -116,11 +126,9 @@ def draw_looks(examples: Sequence[Example]) -> "Figure | None":
     return figure
 
 
-def chosen_layers(num_layers: int) -> list[int]:
-    """Return the layers to be drawn."""
-    if num_layers <= MOST_LAYERS:
-        return list(range(num_layers))
-    return [round(layer) for layer in np.linspace(0, num_layers - 1, MOST_LAYERS)]
+def chosen_layers(num_layers: int, most: int = MOST_LAYERS) -> list[int]:
+    """Return the layers to be drawn, at most so many."""
+    return [round(layer) for layer in np.linspace(0, num_layers - 1, min(num_layers, most))]
 
 
 def _show(axes: "Axes", picture: np.ndarray, values: Tensor | None, title: str) -> None:
@@ -148,7 +156,10 @@ def _scale(figure: "Figure", panels: np.ndarray) -> None:
     """Say what the colours of all maps mean."""
     from matplotlib.cm import ScalarMappable
 
-    bar = figure.colorbar(ScalarMappable(cmap=_COLOURS), ax=panels.ravel().tolist(), aspect=14 * len(panels), pad=0.01)
+    shrink = min(1.0, 1.5 / len(panels))
+    bar = figure.colorbar(
+        ScalarMappable(cmap=_COLOURS), ax=panels.ravel().tolist(), aspect=14, shrink=shrink, anchor=(0, 1), pad=0.01
+    )
     bar.set_ticks([0, 1], labels=["0", "most"], fontsize="small")
 
 

@@ -14,6 +14,7 @@ from llava_mini.analysis.fusion import FusionWatch
 from llava_mini.analysis.kernels import kernel_in
 from llava_mini.analysis.samples import Asked
 from llava_mini.analysis.subject import Prompted, QueryLook, Subject
+from llava_mini.analysis.words import words_of
 from llava_mini.flow import FrameChunk, SeenChunk
 from llava_mini.inference.torch_backend import stop_ids
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -121,15 +122,18 @@ class _FrontEnd:
                 f"The prompt of {asked.name!r} has {length} tokens, but the model's context holds {context}, one of "
                 "them for the answer. Give fewer frames: --frames."
             )
-        pictures = [self._pictures(views) for views in kept]
+        pictures, tokenizer = [self._pictures(views) for views in kept], self.processor.tokenizer
+        ids, is_vision = fused.input_ids[0], fused.input_ids[0] == model.config.image_token_id
+        after = ~is_vision & (is_vision.cumsum(0) > 0)
         return Prompted(
             embeds=fused.inputs_embeds[0].to(model.dtype),
-            is_vision=fused.input_ids[0] == model.config.image_token_id,
+            is_vision=is_vision,
+            words=tuple(words_of(ids.tolist(), after.nonzero()[:, 0].tolist(), tokenizer)),
             tokens_of_frames=[model.config.tokens_per_frame] * fused.num_frames[0],
             canvases=tuple(
                 canvas for frame, views in enumerate(pictures) for canvas in self._canvases(frame, views, looks)
             ),
-            fusion=None if watch is None else watch.reads(self.processor.tokenizer),
+            fusion=None if watch is None else watch.reads(tokenizer),
             looks=tuple(
                 QueryLook(picture=views[0], maps=maps.unflatten(1, (isqrt(maps.shape[1]), -1)))
                 for views, maps in zip(pictures, looks.maps, strict=False)

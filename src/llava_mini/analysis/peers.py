@@ -17,6 +17,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from llava_mini.analysis.canvas import Canvas, grid_paint, picture_of
 from llava_mini.analysis.samples import Asked
 from llava_mini.analysis.subject import Prompted, Subject
+from llava_mini.analysis.words import words_of
 from llava_mini.processor.image import to_rgb
 
 FAMILIES: dict[str, tuple[str, type[Any]]] = {
@@ -106,11 +107,13 @@ class _FrontEnd:
         pixels = inputs["pixel_values"].to(self.model.dtype)
         features: list[Tensor] = self.model.get_image_features(pixel_values=pixels, **sizes).pooler_output
         is_vision = ids == self.model.config.image_token_id
+        after = ~is_vision & (is_vision.cumsum(0) > 0)
         embeds = self.model.get_input_embeddings()(ids)
         embeds = embeds.masked_scatter(is_vision[:, None], torch.cat(list(features)).to(embeds))
         return Prompted(
             embeds=embeds,
             is_vision=is_vision,
+            words=tuple(words_of(ids.tolist(), after.nonzero()[:, 0].tolist(), self.processor.tokenizer)),
             tokens_of_frames=[len(tokens) for tokens in features],
             canvases=self._canvases(messages, inputs, features),
         )

@@ -140,6 +140,7 @@ img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ccc; }
 .small { font-size: .85rem; color: #555; }
+img + .small { margin: -.6rem 0 1.8rem; }
 """
 
 
@@ -149,6 +150,7 @@ def _html(part: Section, pictures: Mapping[str, bytes]) -> str:
     for name in part.figures:
         data = base64.b64encode(pictures[f"{name}.png"]).decode()
         lines.append(f'<img alt="{title}" src="data:image/png;base64,{data}">')
+        lines += [f'<p class="small">{html.escape(part.captions[name])}</p>'] if name in part.captions else []
     files = ", ".join([*(f"{name}.png" for name in part.figures), part.data])
     return "\n".join([*lines, f'<p class="small">{files}</p>', ""])
 

@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import Any
 
 from llava_mini.data.mixture import Mixture
+from llava_mini.data.records import Noun
 from llava_mini.data.samples import Sample
 from llava_mini.data.synthetic.blind import BlindBaseline
 from llava_mini.evaluation.bench import Bench
@@ -25,6 +26,8 @@ class Asked:
     """The right one."""
     right: Callable[[str], float]
     """How right an answer is, 0 to 1."""
+    nouns: tuple[Noun, ...] = ()
+    """Things that the question names, with their places: known of drawn scenes only."""
     guess_right: float | None = None
     """How right a guess from the words of the question alone is. None: nobody guesses."""
 
@@ -59,6 +62,7 @@ def world_samples(bench: Bench, count: int, *, videos: bool) -> Iterator[Asked]:
             messages=record.messages(last_answer=False),
             answer=turn.answer,
             right=partial(mark, turn),
+            nouns=turn.nouns,
             guess_right=mark(turn, blind(kind).answer(turn)),
         )
 

@@ -1,12 +1,10 @@
 """The parts of the page: what each shows, in words, pictures and a table."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from statistics import mean
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llava_mini.analysis import charts, heatmap
-from llava_mini.analysis.findings import Findings
+from llava_mini.analysis.findings import LANGUAGE, PREFUSION, Example, Findings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +33,19 @@ DROPPED = """\
 Right answers when in some layers no text token sees a vision token (Figure 5), with 95 % intervals. Vision tokens go
 on reading one another.
 """
-PREFUSION = """\
-As above, in the layers before the language model: what text before the image (system prompt and control tokens) and
-text after it attends to, averaged over frames.
+FUSION = """\
+The share of attention as above, in the layers before the language model: what text before the image (system prompt
+and control tokens) and text after it attends to, averaged over frames.
 """
 WORDS = """\
-In pre-fusion, for single questions and their first frame. Above a map stands the share of the word's attention that
-goes to patches; the map, on a scale of its own, says where it goes.
+For single questions and their first picture. Above a map stands the share of the word's attention that goes to the
+patches; the map, on a scale of its own, says where it goes.
+"""
+POINTING = """\
+On drawn scenes it is known where a thing is that a question names. How much of a word's attention to the patches goes
+to those that lie no further from its centre than a sixth of the picture's width: of the word that names it, and for
+comparison of the question's other words, and of attention that is the same everywhere; means over names, with 95 %
+intervals.
 """
 QUERIES = """\
 The reducer's attention over the patches, mean over its heads (Figure 12), beside the picture; each map has a scale of
@@ -55,40 +59,63 @@ class Section:
 
     title: str
     text: str
-    figures: Mapping[str, "Figure"]
-    """By the name of their file, without its ending."""
     data: str
     """The CSV file behind it."""
+    figures: dict[str, "Figure"]
+    """By the name of their file, without its ending."""
+    captions: dict[str, str] = field(default_factory=dict)
+    """Of some of them."""
 
 
 def sections(found: Findings) -> list[Section]:
     """Return the parts that there is something to show in."""
-    figures: list[tuple[str, str, dict[str, Figure | None], str]] = []
-    if found.attention is not None:
-        pictures = {"attention": charts.draw_attention(found.attention)}
-        figures.append(("What each type of token attends to", ATTENTION, {**pictures}, "attention.csv"))
-        entropies = {"entropy": found.attention.entropy, "evenness": found.attention.evenness}
-        pictures = {name: charts.draw_entropy(spread, name) for name, spread in entropies.items()}
-        figures.append(("How evenly they attend", ENTROPY, {**pictures}, "attention.csv"))
-    examples = dict(enumerate(found.examples, 1))
-    maps = {f"map-{number}": heatmap.draw_layers(example) for number, example in examples.items()}
-    figures.append(("Where in the image, layer by layer", MAPS, maps, "maps.csv"))
-    frames = {f"frames-{number}": heatmap.draw_frames(example) for number, example in examples.items()}
-    figures.append(("At which frames, layer by layer", FRAMES, frames, "frames.csv"))
-    if found.dropped:
-        picture = charts.draw_dropped(found.dropped, mean(found.guesses) if found.guesses else None)
-        title = f"Answers to {len(found.dropped[0].marks)} questions without vision tokens in some layers"
-        figures.append((title, DROPPED, {"dropped": picture}, "dropped.csv"))
-    if found.fusion is not None:
-        picture = charts.draw_fusion(found.fusion)
-        figures.append(("What the text reads in pre-fusion", PREFUSION, {"prefusion": picture}, "prefusion.csv"))
-    words = {f"words-{number}": heatmap.draw_words(example) for number, example in examples.items()}
-    figures.append(("Which patches each word reads", WORDS, words, "words.csv"))
-    queries = {"queries": heatmap.draw_looks(found.examples)}
-    figures.append(("Where the compression queries look", QUERIES, queries, "queries.csv"))
-    parts = []
-    for title, text, pictures, data in figures:
-        drawn = {name: figure for name, figure in pictures.items() if figure is not None}
-        if drawn:
-            parts.append(Section(title=title, text=text.replace("\n", " ").strip(), figures=drawn, data=data))
-    return parts
+    averages, fusion = found.attention, found.fusion
+    general: dict[str, Figure | None] = {
+        "attention": charts.draw_attention(averages) if averages else None,
+        "entropy": charts.draw_entropy(averages.entropy, "entropy") if averages else None,
+        "evenness": charts.draw_entropy(averages.evenness, "evenness") if averages else None,
+        "dropped": charts.draw_dropped(found.dropped) if found.dropped else None,
+        "prefusion": charts.draw_fusion(fusion) if fusion else None,
+        "pointing": charts.draw_pointing(found.pointing) if found.pointing else None,
+        "queries": heatmap.draw_looks(found.examples),
+    }
+    single = {
+        "map": heatmap.draw_layers,
+        "frames": heatmap.draw_frames,
+        "read": lambda example: heatmap.draw_words(example, LANGUAGE),
+        "words": lambda example: heatmap.draw_words(example, PREFUSION),
+    }
+    examples = {str(number): example for number, example in enumerate(found.examples, 1)}
+
+    def part(title: str, text: str, data: str, *names: str) -> Section:
+        drawn = {name: general[name] for name in names if name in general}
+        drawn |= {f"{name}-{at}": single[name](one) for name in names if name in single for at, one in examples.items()}
+        figures = {name: figure for name, figure in drawn.items() if figure is not None}
+        captions = {
+            name: _caption(number, one)
+            for name in figures
+            for number, one in examples.items()
+            if name.endswith(f"-{number}")
+        }
+        return Section(title=title, text=" ".join(text.split()), data=data, figures=figures, captions=captions)
+
+    asked = len(found.dropped[0].marks) if found.dropped else 0
+    parts = [
+        part("What each type of token attends to", ATTENTION, "attention.csv", "attention"),
+        part("How evenly they attend", ENTROPY, "attention.csv", "entropy", "evenness"),
+        part("Where in the image, layer by layer", MAPS, "maps.csv", "map"),
+        part("At which frames, layer by layer", FRAMES, "frames.csv", "frames"),
+        part("Which patches each word reads in the language model", WORDS, "words.csv", "read"),
+        part(f"{asked} answers without vision tokens in some layers", DROPPED, "dropped.csv", "dropped"),
+        part("What the text reads in pre-fusion", FUSION, "prefusion.csv", "prefusion"),
+        part("Which patches each word reads in pre-fusion", WORDS, "words.csv", "words"),
+        part("Whether words look at what they name", POINTING, "pointing.csv", "pointing"),
+        part("Where the compression queries look", QUERIES, "queries.csv", "queries"),
+    ]
+    return [one for one in parts if one.figures]
+
+
+def _caption(number: str, example: Example) -> str:
+    """What was asked and answered, in letters that no picture may have."""
+    asked = example.asked
+    return f"Question {number}: {asked.question} Answer: {example.answer or '(nothing)'} Right answer: {asked.answer}"

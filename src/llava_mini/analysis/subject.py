@@ -16,17 +16,7 @@ from llava_mini.analysis.attention_stats import AttentionRecorder, AttentionStat
 from llava_mini.analysis.canvas import Canvas
 from llava_mini.analysis.kernels import MOST_WEIGHTS, kernel_in, watching
 from llava_mini.analysis.samples import Asked
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordReads:
-    """Where one word of a question looked in pre-fusion."""
-
-    word: str
-    share: Tensor
-    """[F, L]: how much of its attention went to the patches of a frame, in each layer."""
-    maps: Tensor
-    """[F, L, rows, columns]: which patches that was, as shares of it."""
+from llava_mini.analysis.words import TINY, Word, WordReads, word_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +49,24 @@ class Prompted:
     """[S] bool."""
     tokens_of_frames: list[int]
     """How many vision tokens each image or frame has."""
+    words: tuple[Word, ...] = ()
+    """Of the text after the first vision token."""
     canvases: tuple[Canvas, ...] = ()
     """Of the first frames."""
     fusion: FusionReads | None = None
     """None: the model has no pre-fusion."""
     looks: tuple[QueryLook, ...] = ()
     """Of the first frames; empty if nothing is compressed by attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What was seen while the language model read a prompt with its answer."""
+
+    stats: AttentionStats
+    """Between ``PARTS``."""
+    words: tuple[WordReads, ...]
+    """Words of the question, over the first picture; empty if vision tokens have no places in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,19 +131,37 @@ class Subject:
         """Return an answer in words."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-    def watch(self, prompted: Prompted, answer: tuple[int, ...], most_weights: int = MOST_WEIGHTS) -> AttentionStats:
-        """Let the language model read a prompt with its answer, and return what attends to what.
+    def watch(self, prompted: Prompted, answer: tuple[int, ...], most_weights: int = MOST_WEIGHTS) -> Watched:
+        """Let the language model read a prompt with its answer, and look at its attention.
 
         Args:
             prompted: From ``prompt``.
             answer: Tokens that follow it.
             most_weights: As in ``kernels.watching``.
         """
-        written = torch.tensor(answer, dtype=torch.long, device=prompted.embeds.device)
+        device = prompted.embeds.device
+        written = torch.tensor(answer, dtype=torch.long, device=device)
         embeds = torch.cat([prompted.embeds, self.decoder.get_input_embeddings()(written)])  # [S, D]
         parts = token_parts(prompted.is_vision, len(answer))
-        recorder = AttentionRecorder(parts, parts, len(self.attentions))
+        rows = torch.cat([parts, word_rows(prompted.words, len(embeds)).to(device)])  # [PARTS + words, S]
+        recorder = AttentionRecorder(rows, parts, len(self.attentions))
         watched = {module: recorder.listener(layer) for layer, module in enumerate(self.attentions)}
         with kernel_in(self.decoder, watching(watched, most_weights)), torch.inference_mode():
             self.decoder(inputs_embeds=embeds[None], use_cache=False)
-        return recorder.stats()
+        stats = recorder.stats()
+        of_words = stats.received[:, len(parts) :, : len(prompted.is_vision)][..., prompted.is_vision].float().cpu()
+        return Watched(stats=stats.of(len(parts)), words=_word_reads(prompted, of_words))
+
+
+def _word_reads(prompted: Prompted, received: Tensor) -> tuple[WordReads, ...]:
+    """Lay what each word attends to, [L, words, V], over the first picture."""
+    paint = prompted.canvases[0].paint if prompted.canvases else None
+    if paint is None:
+        return ()
+    reads = []
+    for word, layers in zip(prompted.words, received.unbind(1), strict=True):
+        maps = torch.stack([paint(values) for values in layers])  # [L, rows, columns]
+        share = maps.sum((1, 2))
+        maps = maps / share[:, None, None].clamp(min=TINY)
+        reads.append(WordReads(word=word.text, share=share[None], maps=maps[None]))
+    return tuple(reads)

@@ -3,13 +3,15 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from llava_mini.analysis.attention_stats import PARTS
+from llava_mini.analysis.attention_stats import PARTS, Spread
+from llava_mini.analysis.drop_layers import Dropped, by_medium
 from llava_mini.analysis.findings import Averages, Example, Findings
 from llava_mini.analysis.fusion import SOURCES, TEXTS
+from llava_mini.analysis.pointing import LINES
 
 Row = tuple[str | int | float, ...]
 
@@ -23,14 +25,14 @@ def csv_files(found: Findings) -> dict[str, str]:
     if found.fusion is not None:
         tables["prefusion.csv"] = head, _pairs(found.fusion, TEXTS, SOURCES)
     if found.dropped:
-        tables["dropped.csv"] = (
-            ("series", "layers", "right", "low", "high", "questions"),
-            ((way.series, way.layers, way.right, *way.interval, len(way.marks)) for way in found.dropped),
-        )
+        head_of_dropped = ("about", "series", "layers", "right", "low", "high", "blind_guess", "questions")
+        tables["dropped.csv"] = head_of_dropped, _dropped(found.dropped)
+    if found.pointing:
+        tables["pointing.csv"] = ("where", "layer", *LINES, "names"), _pointing(found.pointing)
     place = ("row", "column", "share")
     tables["frames.csv"] = ("question", "layer", "frame", "share"), _frames(found.examples)
     tables["maps.csv"] = ("question", "picture", "layer", *place), _maps(found.examples)
-    tables["words.csv"] = ("question", "word", "frame", "layer", "to_patches", *place), _words(found.examples)
+    tables["words.csv"] = ("where", "question", "word", "frame", "layer", "in_all", *place), _words(found.examples)
     tables["queries.csv"] = ("question", "frame", "query", *place), _queries(found.examples)
     texts = {name: _text(head, rows) for name, (head, rows) in tables.items()}
     return {name: text for name, text in texts.items() if text.count("\n") > 1}
@@ -57,7 +59,7 @@ def claims(found: Findings) -> list[tuple[str, str]]:
         late, first = (_ends(share, "response", target)[1] for target in ("instruction", "first token"))
         rows.append((INSTRUCTION, f"{late:.1%} of that from the response; {first:.1%} to the first token alone"))
         early, late = _ends(entropy, "response", "vision")
-        if max(found.vision_tokens) > 1:
+        if min(found.vision_tokens) > 1:
             rows.append((ENTROPY, f"{early:.2f} nats early, {late:.2f} late, from the response"))
     if found.dropped:
         nowhere = next(way for way in found.dropped if way.series == "nowhere")
@@ -90,6 +92,19 @@ def _pairs(averages: Averages, rows: Sequence[str], columns: Sequence[str]) -> I
                 )
 
 
+def _dropped(ways: Sequence[Dropped]) -> Iterable[Row]:
+    for about, group in {"all": ways, **by_medium(ways)}.items():
+        for way in group:
+            guess = math.nan if way.guess is None else way.guess
+            yield about, way.series, way.layers, way.right, *way.interval, guess, len(way.marks)
+
+
+def _pointing(spreads: Mapping[str, Spread]) -> Iterable[Row]:
+    for where, spread in spreads.items():
+        for layer, values in enumerate(spread.mean[:, 0].tolist(), 1):
+            yield where, layer, *values, int(spread.count.max())
+
+
 def _frames(examples: Sequence[Example]) -> Iterable[Row]:
     for number, example in enumerate(examples, 1):
         if example.by_frame.shape[1] > 1:
@@ -106,11 +121,11 @@ def _maps(examples: Sequence[Example]) -> Iterable[Row]:
 
 def _words(examples: Sequence[Example]) -> Iterable[Row]:
     for number, example in enumerate(examples, 1):
-        for word in example.words:
+        for where, word in ((where, word) for where, words in example.words.items() for word in words):
             for frame, layers in enumerate(word.maps):
                 for layer, values in enumerate(layers):
-                    share = float(word.share[frame, layer])
-                    yield from ((number, word.word, frame + 1, layer + 1, share, *cell) for cell in _cells(values))
+                    facts = (where, number, word.word, frame + 1, layer + 1, float(word.share[frame, layer]))
+                    yield from ((*facts, *cell) for cell in _cells(values))
 
 
 def _queries(examples: Sequence[Example]) -> Iterable[Row]:

@@ -1,0 +1,68 @@
+"""The words of a question, and where each of them looks in a picture.
+
+Shapes: F frames, L layers, V vision tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+_BEGINS_A_WORD = ("\u2581", "\u0120", "\u010a")
+"""How SentencePiece and byte-level tokens begin that have a space or a new line before them."""
+
+TINY = 1e-12
+"""In place of a share of 0 where something is divided by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """A word of a prompt."""
+
+    text: str
+    places: tuple[int, ...]
+    """Its tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordReads:
+    """Where one word looked."""
+
+    word: str
+    share: Tensor
+    """[F, L]: how much of its attention went to the patches of a frame, in each layer."""
+    maps: Tensor
+    """[F, L, rows, columns]: which patches that was, as shares of it."""
+
+
+def words_of(ids: Sequence[int], places: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Word]:
+    """Return the words of a text in order; control tokens and white space are left out.
+
+    Args:
+        ids: Tokens of the whole prompt.
+        places: Which of them are of interest.
+        tokenizer: Knows how tokens are written.
+    """
+    control, found, ended = set(tokenizer.all_special_ids), list[list[int]](), True
+    for place in places:
+        token = cast(str, tokenizer.convert_ids_to_tokens(ids[place]))
+        if ids[place] in control or not tokenizer.decode([ids[place]]).strip():
+            ended = True
+            continue
+        if ended or token.startswith(_BEGINS_A_WORD) or place != found[-1][-1] + 1:
+            found.append([])
+        found[-1].append(place)
+        ended = False
+    texts = (tokenizer.decode([ids[place] for place in word]).strip() for word in found)
+    return [Word(text=text, places=tuple(word)) for text, word in zip(texts, found, strict=True)]
+
+
+def word_rows(words: Sequence[Word], length: int) -> Tensor:
+    """Which tokens are of which word: [words, length] bool."""
+    rows = torch.zeros(len(words), length, dtype=torch.bool)
+    for row, word in zip(rows, words, strict=True):
+        row[list(word.places)] = True
+    return rows
