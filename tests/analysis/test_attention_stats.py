@@ -1,9 +1,11 @@
 """Attention that is reduced while it is made says what the whole of it says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModel, BloomConfig
 
 from llava_mini.analysis.attention_stats import PARTS, AttentionRecorder, Spread, token_parts
 from llava_mini.analysis.kernels import kernel_in, watching
@@ -100,6 +102,19 @@ def test_no_more_weights_than_asked_for_are_in_memory(subject, prompted):
     assert len(told) == len(subject.attentions) * math.ceil(len(embeds) / 3)
 
 
+def test_a_prompt_without_padding_needs_no_mask_of_rows_by_keys(subject, prompted):
+    masks = []
+    kernel = watching({module: lambda *_: None for module in subject.attentions})
+
+    def noting(module, query, key, value, attention_mask, **kwargs):
+        masks.append(attention_mask)
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+
+    with kernel_in(subject.decoder, noting), torch.no_grad():
+        subject.decoder(inputs_embeds=prompted.embeds[None], use_cache=False)
+    assert masks == [None] * len(subject.attentions)
+
+
 def test_watching_changes_no_hidden_state_and_leaves_the_model_as_it_was(subject, prompted):
     before = subject.decoder.config._attn_implementation
     embeds = with_answer(subject, prompted)
@@ -154,3 +169,16 @@ def test_where_a_word_looks_is_the_attention_of_its_tokens(subject, prompted):
         rows = weights[:, list(word.places), : len(prompted.is_vision)].mean(1)[:, prompted.is_vision]
         painted = torch.stack([prompted.canvases[0].paint(row.float()) for row in rows])
         torch.testing.assert_close(read.maps[0] * read.share[0, :, None, None], painted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_language_model_of_another_kind_is_refused():
+    torch.manual_seed(0)
+    other = AutoModel.from_config(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=2))
+    with (
+        pytest.raises(ValueError, match="attention of a BloomModel cannot be watched"),
+        kernel_in(other, watching({})),
+    ):
+        pass
+    strange = replace(ours(), decoder=other)
+    with pytest.raises(ValueError, match="is a BloomModel, whose layers have no self_attn"):
+        strange.attentions  # noqa: B018

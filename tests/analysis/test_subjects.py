@@ -8,9 +8,11 @@ from PIL import Image
 from llava_mini.analysis.fusion import SOURCES, TEXTS
 from llava_mini.analysis.kernels import kernel_in, watching
 from llava_mini.analysis.ours import our_subject
+from llava_mini.analysis.peers import peer_subject
 from llava_mini.data.tokenizer import build_tokenizer
 from llava_mini.processor.processor import LlavaMiniProcessor
 from tests.analysis.subjects import BYTES, asked, ours, peer, peer_parts
+from tests.tiny_engine import write_film
 from tests.tiny_models import tiny_model
 
 REDUCERS = [
@@ -181,6 +183,28 @@ def test_only_the_first_frames_of_a_long_video_keep_their_maps():
     assert sum(prompted.tokens_of_frames) == 40
 
 
+def test_a_film_is_seen_once_a_second_or_through_so_many_frames(tmp_path):
+    film = write_film(tmp_path / "film.mp4", seconds=3)
+    question = asked()
+    question.messages[0]["content"][0] = {"type": "video", "video": film}
+    model, processor = parts()
+    assert len(subject_of(model, processor).prompt(question).tokens_of_frames) == 3
+    two = our_subject("ours", model, processor, num_frames=2, num_shown=1)
+    prompted = two.prompt(question)
+    assert len(prompted.tokens_of_frames) == 2
+    assert len(prompted.canvases) == 1
+
+
+def test_the_model_of_a_prompt_is_left_as_it_was():
+    model, processor = parts()
+    before = model.config.text_config._attn_implementation
+    subject = subject_of(model, processor)
+    with pytest.raises(ValueError, match="holds 512"):
+        subject.prompt(asked(question="a " * 600))
+    assert model.config.text_config._attn_implementation == before
+    assert not model.reducer._forward_hooks
+
+
 def test_a_prompt_that_fills_the_context_is_refused():
     subject = ours(reducer="identity", text={"max_position_embeddings": 64})
     with pytest.raises(ValueError, match=r"has \d+ tokens, but the model's context holds 64"):
@@ -190,7 +214,5 @@ def test_a_prompt_that_fills_the_context_is_refused():
 def test_a_processor_without_a_chat_template_is_refused():
     model, processor = peer_parts("llava")
     processor.chat_template = None
-    from llava_mini.analysis.peers import peer_subject
-
     with pytest.raises(ValueError, match="has no chat template"):
         peer_subject("llava", model, processor, num_shown=1)

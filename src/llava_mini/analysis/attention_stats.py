@@ -68,12 +68,12 @@ class AttentionStats:
     """[L, A, S] float32: attention from A to each token."""
 
     def of(self, rows: int, tokens: int | None = None) -> "AttentionStats":
-        """Return that of the first types alone, on the CPU, and of ``received`` the first tokens."""
+        """Return that of the first types alone, and of ``received`` the first tokens."""
         return AttentionStats(
-            share=self.share[:, :rows].cpu(),
-            entropy=self.entropy[:, :rows].cpu(),
-            evenness=self.evenness[:, :rows].cpu(),
-            received=self.received[:, :rows, :tokens].cpu(),
+            share=self.share[:, :rows],
+            entropy=self.entropy[:, :rows],
+            evenness=self.evenness[:, :rows],
+            received=self.received[:, :rows, :tokens],
         )
 
 
@@ -91,7 +91,7 @@ class AttentionRecorder:
         self._rows, self._keys = rows.float(), keys.float()
         table = (num_layers, len(rows), len(keys))
         self._entropy, self._evenness, self._seeing, self._choosing = (
-            torch.zeros(table, dtype=torch.float64, device=rows.device) for _ in range(4)
+            torch.zeros(table, device=rows.device) for _ in range(4)
         )
         self._received = torch.zeros(num_layers, *rows.shape, device=rows.device)
         self._count = torch.zeros(num_layers, len(rows), 1, device=rows.device)
@@ -120,15 +120,15 @@ class AttentionRecorder:
             (self._seeing, torch.ones_like(entropy), sees),
             (self._choosing, torch.ones_like(entropy), chooses),
         ):
-            total[layer] += of_rows.double() @ values.where(counted, 0).double().sum(0)
+            total[layer] += of_rows @ values.where(counted, 0).sum(0)
 
     def stats(self) -> AttentionStats:
-        """Return what was told so far."""
-        received = self._received / self._count  # [L, A, S]
+        """Return what was told so far, on the CPU."""
+        received = (self._received / self._count).cpu()  # [L, A, S]
         return AttentionStats(
-            share=(received @ self._keys.T).double(),
-            entropy=self._entropy / self._seeing,
-            evenness=self._evenness / self._choosing,
+            share=received.double() @ self._keys.cpu().double().T,
+            entropy=self._entropy.cpu().double() / self._seeing.cpu(),
+            evenness=self._evenness.cpu().double() / self._choosing.cpu(),
             received=received,
         )
 

@@ -14,6 +14,7 @@ from llava_mini.analysis.pointing import LINES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 STYLES = {
     "instruction": ("#0072B2", "o", "-"),
@@ -91,7 +92,8 @@ def draw_dropped(ways: Sequence[Dropped]) -> "Figure":
             axes.axhline(nowhere.guess, color="#555555", linestyle=":", label="blind guess")
         axes.set_xticks(range(len(ranges)), [way.layers for way in ranges])
         axes.set_xlabel("layers")
-        axes.set_title(f"{len(nowhere.marks)} questions about {name}", fontsize="medium")
+        asked = len(nowhere.marks)
+        axes.set_title(f"{asked} question{'s' * (asked > 1)} about {name}", fontsize="medium")
     panels[0].set_ylabel("share of right answers")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
@@ -134,7 +136,7 @@ def _panels(
     shown = [source for source in sources if spread.count[:, rows.index(source)].any()]
     figure = new_figure(1.2 + 3.1 * len(shown), 3.6)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    lines: dict[str, object] = {}
+    lines: dict[str, Line2D] = {}
     for axes, source in zip(panels, shown, strict=True):
         for target in targets:
             pair = (slice(None), rows.index(source), columns.index(target))
@@ -149,7 +151,7 @@ def _panels(
     return figure
 
 
-def _line(axes: "Axes", mean: Tensor, error: Tensor, target: str) -> object:
+def _line(axes: "Axes", mean: Tensor, error: Tensor, target: str) -> "Line2D":
     colour, marker, line = STYLES[target]
     layers, error = list(range(1, len(mean) + 1)), error.nan_to_num(0)
     axes.fill_between(layers, (mean - error).tolist(), (mean + error).tolist(), color=colour, alpha=0.18, linewidth=0)

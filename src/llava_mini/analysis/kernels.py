@@ -40,7 +40,7 @@ def kernel_in(model: PreTrainedModel, kernel: Kernel) -> Iterator[None]:
     Raises:
         ValueError: The model does not take its attention from transformers' registry.
     """
-    before = model.config._attn_implementation
+    before = str(model.config._attn_implementation)
     ALL_ATTENTION_FUNCTIONS[NAME], ALL_MASK_ATTENTION_FUNCTIONS[NAME] = kernel, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
     try:
         model.set_attn_implementation(NAME)
@@ -75,8 +75,8 @@ def watching(watched: Mapping[nn.Module, Listener], most_weights: int = MOST_WEI
         listener = watched.get(module)
         if listener is None:
             return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return _attend(query * scaling, key, value, attention_mask, listener, most_weights), None
+        query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        return _attend(query, key, value, attention_mask, listener, most_weights), None
 
     return kernel
 

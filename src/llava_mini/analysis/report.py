@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE, ABOUT = "index.html", "about.json"
-"""The page, and the facts of the analysis with the names of its files: by them it is known again."""
+"""The page, and the facts of the analysis, with the names of its files: by them it is known again."""
 
-_DOTS_PER_INCH = 120
+_DOTS_PER_INCH = 100
 
 
 def check_output(folder: Path) -> None:
@@ -73,6 +73,7 @@ def write_report(
         "answers": settings.answers,
         "questions": found.questions,
         **facts,
+        "claims": claims(found),
         "files": sorted([PAGE, ABOUT, *pictures, *files]),
     }
     page = _page(_opening(subject, found, settings), found, facts, parts, pictures)

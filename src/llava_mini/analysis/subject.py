@@ -129,7 +129,7 @@ class Subject:
 
     def text_of(self, ids: tuple[int, ...]) -> str:
         """Return an answer in words."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def watch(self, prompted: Prompted, answer: tuple[int, ...], most_weights: int = MOST_WEIGHTS) -> Watched:
         """Let the language model read a prompt with its answer, and look at its attention.
@@ -149,7 +149,7 @@ class Subject:
         with kernel_in(self.decoder, watching(watched, most_weights)), torch.inference_mode():
             self.decoder(inputs_embeds=embeds[None], use_cache=False)
         stats = recorder.stats()
-        of_words = stats.received[:, len(parts) :, : len(prompted.is_vision)][..., prompted.is_vision].float().cpu()
+        of_words = stats.received[:, len(parts) :, : len(prompted.is_vision)][..., prompted.is_vision.cpu()]
         return Watched(stats=stats.of(len(parts)), words=_word_reads(prompted, of_words))
 
 

@@ -49,15 +49,19 @@ def words_of(ids: Sequence[int], places: Sequence[int], tokenizer: PreTrainedTok
     control, found, ended = set(tokenizer.all_special_ids), list[list[int]](), True
     for place in places:
         token = cast(str, tokenizer.convert_ids_to_tokens(ids[place]))
-        if ids[place] in control or not tokenizer.decode([ids[place]]).strip():
+        if ids[place] in control or not _text(tokenizer, [ids[place]]):
             ended = True
             continue
         if ended or token.startswith(_BEGINS_A_WORD) or place != found[-1][-1] + 1:
             found.append([])
         found[-1].append(place)
         ended = False
-    texts = (tokenizer.decode([ids[place] for place in word]).strip() for word in found)
-    return [Word(text=text, places=tuple(word)) for text, word in zip(texts, found, strict=True)]
+    return [Word(text=_text(tokenizer, [ids[place] for place in word]), places=tuple(word)) for word in found]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Tokens in letters, without white space around them."""
+    return str(tokenizer.decode(ids)).strip()
 
 
 def word_rows(words: Sequence[Word], length: int) -> Tensor:
