@@ -8,6 +8,7 @@ import csv
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ FOLDER = Path(__file__).parent / "analysis"
 MODELS = {
     "tiny": (
         "The embedded model",
-        "One vision token for each image or frame, after three layers of pre-fusion. Its training on the drawn world had "
-        "tasks beside the answers that ask of the fused words where the thing is that they name, so that they look there "
-        "is what it was taught, and need not hold for a model that learns from answers alone.",
+        "One vision token for each image or frame, after three layers of pre-fusion. Its training on the drawn world "
+        "has tasks beside the answers: one asks of fused words where the thing is that they name. So they look there "
+        "because they were taught to, which need not hold for a model that learns from answers alone.",
     ),
     "all-token": (
         "An all-token model",
-        "All patches are vision tokens, and there is no pre-fusion, as in LLaVA-1.5: the model that the paper's Figures 2 to "
-        "5 are about, on our scale.",
+        "All patches are vision tokens, and there is no pre-fusion, as in LLaVA-1.5: the model that the paper's "
+        "Figures 2 to 5 are about, on our scale.",
     ),
 }
 """Analyses that the page may show, by the name of their files: a title, and what is to be known of the model."""
@@ -47,8 +48,8 @@ OPENING = """\
 # What our models look at
 
 Made by [draw_analysis.py](../draw_analysis.py) from the files beside it, which `llava-mini analyze` wrote;
-[analyze.md](../analyze.md) says what is measured. The questions are the first ones of each kind of the drawn world's test
-split, and the first question is the one in the pictures of single questions: nobody chose it.
+[analyze.md](../analyze.md) says what is measured. The questions are the first ones of each kind of the drawn world's
+test split, and the pictures of single questions show the very first one: nobody chose it.
 """
 
 
@@ -79,8 +80,8 @@ def _section(name: str) -> str:
         for picture, says in PICTURES.items()
         if (FOLDER / f"{name}-{picture}.png").exists()
     ]
-    parts = [f"## {title}\n", f"{words} {_measured(about)}\n", *claims, "", *_dropped(name), "", *pictures]
-    return "\n".join(parts)
+    opening = textwrap.fill(f"{words} {_measured(about)}", 120)
+    return "\n".join([f"## {title}\n", f"{opening}\n", *claims, "", *_dropped(name), "", *pictures])
 
 
 def _measured(about: Mapping[str, Any]) -> str:

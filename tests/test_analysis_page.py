@@ -24,7 +24,7 @@ def test_the_page_is_made_of_the_analyses(pages):
 
 
 def test_the_page_shows_every_file_that_is_kept(pages):
-    shown = {name for name in re.findall(r"\]\(([^)/]+\.png)\)", (FOLDER / "results.md").read_text(encoding="utf-8"))}
+    shown = set(re.findall(r"\]\(([^)/]+\.png)\)", (FOLDER / "results.md").read_text(encoding="utf-8")))
     assert len(shown) >= 6
     assert shown == {path.name for path in FOLDER.glob("*.png")}
     assert {path.stem for path in FOLDER.glob("*.json")} <= set(pages.MODELS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llava_mini.analysis.pointing import LINES, pointing
-from llava_mini.analysis.words import WordReads, word_rows, words_of
+from llava_mini.analysis.words import WordReads, chosen_layers, word_rows, words_of
 from llava_mini.checkpoint.locate import locate
 from llava_mini.data.records import Noun
 from llava_mini.processor.processor import LlavaMiniProcessor
@@ -61,3 +61,9 @@ def test_a_word_that_looks_at_what_it_names_points():
 def test_what_is_not_there_or_not_named_once_is_left_out(noun):
     words = [read("red", 0, 0), read("or", 0, 0), read("red", 0, 0), read("star?", 0, 0)]
     assert pointing(words, [noun]) == []
+
+
+def test_the_first_and_the_last_layer_are_always_shown():
+    assert chosen_layers(3, 6) == [0, 1, 2]
+    assert chosen_layers(32, 6) == [0, 6, 12, 19, 25, 31]
+    assert chosen_layers(7, 6)[:: len(chosen_layers(7, 6)) - 1] == [0, 6]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llava_mini.analysis.charts import new_figure
 from llava_mini.analysis.findings import Example
+from llava_mini.analysis.words import MOST_WORD_LAYERS, chosen_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +21,7 @@ MOST_COLUMNS = 8
 """Panels side by side."""
 
 MOST_LAYERS = 15
-"""Layers that are drawn; of more, so many are chosen evenly, the first and the last among them."""
-
-MOST_WORD_LAYERS = 6
-"""Of these, for each word."""
+"""Layers that are drawn."""
 
 MOST_WORDS = 10
 """Words of a question that are drawn: the last ones."""
@@ -42,7 +40,7 @@ def draw_layers(example: Example) -> "Figure | None":
     canvases = [canvas for canvas in example.canvases if canvas.paint is not None]
     if not canvases:
         return None
-    layers = chosen_layers(len(example.reading))
+    layers = chosen_layers(len(example.reading), MOST_LAYERS)
     columns = min(len(layers) + 1, MOST_COLUMNS)
     rows = -(-(len(layers) + 1) // columns)
     figure = new_figure(1.5 * columns + 0.6, 1.75 * rows * len(canvases) + 0.5)
@@ -124,11 +122,6 @@ def draw_looks(examples: Sequence[Example]) -> "Figure | None":
         unused.axis("off")
     _scale(figure, panels)
     return figure
-
-
-def chosen_layers(num_layers: int, most: int = MOST_LAYERS) -> list[int]:
-    """Return the layers to be drawn, at most so many."""
-    return [round(layer) for layer in np.linspace(0, num_layers - 1, min(num_layers, most))]
 
 
 def _show(axes: "Axes", picture: np.ndarray, values: Tensor | None, title: str) -> None:

@@ -12,6 +12,7 @@ from llava_mini.analysis.drop_layers import Dropped, by_medium
 from llava_mini.analysis.findings import Averages, Example, Findings
 from llava_mini.analysis.fusion import SOURCES, TEXTS
 from llava_mini.analysis.pointing import LINES
+from llava_mini.analysis.words import MOST_WORD_LAYERS, chosen_layers
 
 Row = tuple[str | int | float, ...]
 
@@ -122,10 +123,10 @@ def _maps(examples: Sequence[Example]) -> Iterable[Row]:
 def _words(examples: Sequence[Example]) -> Iterable[Row]:
     for number, example in enumerate(examples, 1):
         for where, word in ((where, word) for where, words in example.words.items() for word in words):
-            for frame, layers in enumerate(word.maps):
-                for layer, values in enumerate(layers):
+            for frame, maps in enumerate(word.maps):
+                for layer in chosen_layers(len(maps), MOST_WORD_LAYERS):
                     facts = (where, number, word.word, frame + 1, layer + 1, float(word.share[frame, layer]))
-                    yield from ((*facts, *cell) for cell in _cells(values))
+                    yield from ((*facts, *cell) for cell in _cells(maps[layer]))
 
 
 def _queries(examples: Sequence[Example]) -> Iterable[Row]:

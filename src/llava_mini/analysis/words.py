@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 _BEGINS_A_WORD = ("\u2581", "\u0120", "\u010a")
 """How SentencePiece and byte-level tokens begin that have a space or a new line before them."""
 
+MOST_WORD_LAYERS = 6
+"""Layers that are shown of each word: there are many words."""
+
 TINY = 1e-12
 """In place of a share of 0 where something is divided by it."""
 
@@ -57,6 +60,13 @@ def words_of(ids: Sequence[int], places: Sequence[int], tokenizer: PreTrainedTok
         found[-1].append(place)
         ended = False
     return [Word(text=_text(tokenizer, [ids[place] for place in word]), places=tuple(word)) for word in found]
+
+
+def chosen_layers(num_layers: int, most: int) -> list[int]:
+    """Return all layers; of more than ``most``, so many evenly, the first and the last among them."""
+    if num_layers <= most:
+        return list(range(num_layers))
+    return [round(place * (num_layers - 1) / (most - 1)) for place in range(most)]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
