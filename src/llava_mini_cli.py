@@ -223,6 +223,55 @@ class Evaluate(_Loading):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Analyze:
+    """Show what a model looks at: one HTML page, with its pictures and tables beside it.
+
+    Attention by layer and type of token, over the image, in pre-fusion and in compression; and answers with vision
+    tokens dropped in ranges of layers.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="[MODEL]")] = "tiny"
+    """The embedded model (tiny), a folder, or a repository on the Hugging Face Hub: a LLaVA-Mini, or a LLaVA-1.5 or
+    LLaVA-NeXT of transformers."""
+    data: Annotated[tuple[str, ...], arg(metavar="FILE...|world")] = ("world",)
+    """JSON or JSONL files of records in the format of LLaVA, or world: drawn scenes with known answers."""
+    output: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
+    """The folder of the page. That of an earlier analysis is replaced when this one is complete."""
+    media: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Where the paths in the records start. Left out: the folder of each file."""
+    samples: int = 100
+    """Most questions; the first one of each record."""
+    examples: int = 4
+    """Questions that get pictures of their own."""
+    dropped: int = 100
+    """Most questions that are also answered with vision tokens dropped in ranges of layers: most of the time."""
+    answers: Literal["model", "data"] = "model"
+    """Whose answers the response tokens are: the model's own, or the right ones."""
+    max_tokens: int = 64
+    """Stop an answer after this many tokens."""
+    frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Take this many frames of a video, evenly spread. Left out: one per second."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="")] = None
+    """cpu, cuda, cuda:N or mps. Left out: the fastest there is."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(metavar="FORMAT", help_behavior_hint="")] = (
+        None
+    )
+    """float32, bfloat16 or float16. Left out: what suits the device and the size of the model."""
+
+    def run(self) -> None:
+        """Look."""
+        from llava_mini import commands
+        from llava_mini.analysis.findings import AnalysisSettings
+        from llava_mini.analysis.run import Loading
+
+        loading = Loading(model=self.model, device=self.device, dtype=self.dtype, num_frames=self.frames)
+        settings = AnalysisSettings(
+            answers=self.answers, examples=self.examples, dropped=self.dropped, max_tokens=self.max_tokens
+        )
+        commands.analyze(loading, self.data, self.output, settings, media=self.media, samples=self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Print a model's parts, parameters, tokens per frame, and what a prompt costs, without loading its weights."""
 
@@ -335,6 +384,7 @@ Command = (
     | Annotated[Data, subcommand("data")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Analyze, subcommand("analyze")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Bench, subcommand("bench")]
 )

@@ -17,7 +17,7 @@ import llava_mini
 import llava_mini_cli
 from tests.tiny_engine import picture, save_tiny, write_film
 
-COMMANDS = ("ask", "chat", "watch", "convert", "export", "data", "train", "evaluate", "info", "bench")
+COMMANDS = ("ask", "chat", "watch", "convert", "export", "data", "train", "evaluate", "analyze", "info", "bench")
 SOURCE = Path(llava_mini_cli.__file__).parent
 ROOT = Path(__file__).parents[1]
 

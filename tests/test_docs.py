@@ -27,7 +27,7 @@ LANGUAGES = ("python", "bash", "text")
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- not run: (\w+) -->\n$")
 
-NOT_RUN = {"make": 1, "hub": 3, "gpu": 1, "machines": 1}
+NOT_RUN = {"make": 1, "hub": 4, "gpu": 1, "machines": 1}
 """How many blocks carry which mark. A new one is a decision: change it here."""
 FEWEST_RUN = {"python": 6, "bash": 3}
 """Blocks that run, at least."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import transformers
 from tqdm import tqdm
@@ -33,6 +33,10 @@ from llava_mini.inference.media import media_parts
 from llava_mini.inference.settings import AnswerSettings, Caching
 from llava_mini.inference.watch import Watch
 from llava_mini.model import cost
+
+if TYPE_CHECKING:
+    from llava_mini.analysis import run as analysis
+    from llava_mini.analysis.findings import AnalysisSettings
 
 CHAT_HELP = """\
 /add FILE   show one more image or video with the next question
@@ -225,6 +229,28 @@ def evaluate_tiny(
         print(json.dumps({"model": loading.model, **{name: fact for name, fact in facts.items() if name != "marks"}}))
     if write_card:
         card.write_card(folder, facts)
+
+
+def analyze(
+    loading: "analysis.Loading",
+    data: Sequence[str],
+    output: Path,
+    settings: "AnalysisSettings",
+    *,
+    media: Path | None,
+    samples: int,
+) -> None:
+    """Write the page of what a model looks at; as in ``analysis.run``."""
+    from llava_mini.analysis.run import analyse_model
+    from llava_mini.evaluation.bench import Bench
+    from llava_mini.recipes.tiny import tiny_settings
+
+    bench = Bench(world=tiny_settings().world)
+    with tqdm(total=samples, desc="looking", unit=" questions", leave=False, disable=None, file=sys.stderr) as bar:
+        page = analyse_model(
+            loading, data, output, settings, bench=bench, media=media, samples=samples, progress=bar.update
+        )
+    print(page)
 
 
 def watch(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
@@ -254,7 +255,8 @@ class PrefusionLayer(nn.Module):
         window = getattr(attention, "sliding_window", None)
         if self.config.model_type == "mistral":
             window = self.config.sliding_window
-        if kernel == "sdpa" and window is None and num_before == 0 and num_texts == 1:
+        masks = ALL_MASK_ATTENTION_FUNCTIONS.get(kernel)  # a kernel that somebody registered comes with one of these
+        if masks is sdpa_mask and window is None and num_before == 0 and num_texts == 1:
             return None
         before, rows = (torch.arange(number, device=hidden.device) for number in (num_before, num_rows))
         length = num_rows // num_texts
@@ -264,13 +266,13 @@ class PrefusionLayer(nn.Module):
         visible = (column <= row) & ((text < 0) | (text == (rows // length)[:, None]))
         if window is not None:
             visible &= column > row - window
-        if kernel == "sdpa":
+        if masks is sdpa_mask:
             return visible[None, None]
-        if kernel == "eager":
+        if masks is eager_mask:
             hidden_value = torch.finfo(hidden.dtype).min
             return torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, hidden_value)[None, None]
         raise ValueError(
-            f"Pre-fusion runs with the attention kernels eager, sdpa and flash_attention, not {kernel!r}. "
+            f"Pre-fusion runs with the attention kernels eager, sdpa, flash_attention and their like, not {kernel!r}. "
             "Load the model with attn_implementation='sdpa'."
         )
 
