@@ -8,19 +8,22 @@ import pytest
 import torch
 
 from llava_mini.training import folders
-from llava_mini.training.folders import newest_folder
+from llava_mini.training.folders import load_folder, newest_folder
 from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import load_weights, progress_of
 from llava_mini.training.world import World
+from tests.checkpoint.folders import stored_tensors
 from tests.training.ranks import run_ranks
 from tests.training.tuning import Tuning, fresh_model, train
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
+LEARNED = {"projector", "reducer", "prefusion", "language_model"}
+"""The parts that train, and are stored."""
 
 
 def weights_in(folder):
     model = fresh_model()
-    load_weights(model, folder / "stage-2")
+    load_folder(model, newest_folder(folder / "stage-2"))
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
@@ -53,6 +56,8 @@ def test_accumulated_micro_batches_learn_as_one(tmp_path, alone):
 def test_two_processes_learn_as_one(tmp_path, alone, engine):
     equals(trained(run_ranks(2, train, tmp_path, tmp_path / "run", engine)), alone[0])
     torch.testing.assert_close(weights_in(tmp_path / "run"), alone[1], rtol=1e-3, atol=1e-4)
+    names = stored_tensors(newest_folder(tmp_path / "run" / "stage-2"))
+    assert {name.split(".")[1] for name in names if name.startswith("module.")} == LEARNED
 
 
 def accumulated(world, folder, engine):
