@@ -263,6 +263,11 @@ class _Phase:
             self.quarantine.add((), num_samples=num_samples)
         self.quarantine.check()
         if not math.fsum(share.weight for share in shares) > 0:
+            if len(damaged) == num_samples:
+                raise ValueError(
+                    f"All {num_samples} samples of step {self.at.step} of phase {self.settings.name!r} are damaged; "
+                    f"{QUARANTINE} in its folder lists them. The first is {damaged[0]}"
+                )
             raise ValueError(
                 f"Step {self.at.step} of phase {self.settings.name!r} supervises nothing: no sample has an answer to "
                 f"learn{_named(_ids_in(shares))}. Look at the labels of these samples."
