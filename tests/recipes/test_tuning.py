@@ -284,6 +284,23 @@ def test_the_command_trains_both_stages(world, tmp_path, capsys):
     assert (code, told.splitlines()[-1]) == (0, str(tmp_path / "three" / "model"))
 
 
+def test_data_are_checked_for_the_model_that_would_train(world, capsys):
+    folder, parts, _ = world
+    given = (folder / "data" / "train.json", "--media", folder / "data", "--check", "--max-frames", 2)
+    starts = {
+        "pretrain": ("--language-model", parts[0], "--vision-tower", parts[1]),
+        "finetune": ("--model", folder / "stage-1" / "model", "--prefusion-layers", 1),
+    }
+    tokens = {}
+    for stage, start in starts.items():
+        assert llava_mini_cli.main(list(map(str, ("train", stage, *given, *start)))) == 0
+        told = capsys.readouterr().out
+        assert "damaged: 0 of 8" in told
+        tokens[stage] = told.partition("  vision  | ")[2].split()[0]
+        assert ("fused" in told) == (stage == "finetune")
+    assert tokens == {"pretrain": "16", "finetune": "1"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
