@@ -138,6 +138,8 @@ class _Tuning(_Running):
     """Where measurements go besides log.jsonl."""
     dry_run: Annotated[bool, _OPTIONAL] = False
     """Print the plan and end. No weights are read."""
+    check: Annotated[bool, _OPTIONAL] = False
+    """Read all data once as this training would, tell as llava-mini data check does, and end."""
     gpus: Annotated[int | None, _NUMBER] = None
     """With --dry-run: plan for so many devices, without having them."""
 

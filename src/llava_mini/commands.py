@@ -23,6 +23,9 @@ from tqdm import tqdm
 
 from llava_mini.checkpoint.locate import EMBEDDED, locate
 from llava_mini.config import PRESETS, LlavaMiniConfig
+from llava_mini.data.check import CheckReport, CheckSettings, DataCheck, Records, Shards
+from llava_mini.data.mixture import DataFile, Mixture
+from llava_mini.data.streaming import StreamSettings
 from llava_mini.data.synthetic.splits import Split
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.conversation import Conversation
@@ -33,6 +36,7 @@ from llava_mini.inference.media import media_parts
 from llava_mini.inference.settings import AnswerSettings, Caching
 from llava_mini.inference.watch import Watch
 from llava_mini.model import cost
+from llava_mini.processor.processor import LlavaMiniProcessor
 
 if TYPE_CHECKING:
     from llava_mini.analysis import run as analysis
@@ -370,6 +374,32 @@ def _config_of(model: str) -> LlavaMiniConfig:
         return read_config(model)
     except ValueError as error:
         raise ValueError(f"{error} The presets are: {', '.join(PRESETS)}.") from error
+
+
+def checked(
+    files: Sequence[DataFile],
+    stream: StreamSettings | None,
+    processor: LlavaMiniProcessor,
+    config: LlavaMiniConfig,
+    settings: CheckSettings,
+) -> CheckReport:
+    """Read records and their media once, print what they are, and return it.
+
+    Args:
+        files: Lists of records.
+        stream: Shards instead of them.
+        processor: What training would use.
+        config: Of the model that would train.
+        settings: What is asked for.
+    """
+    source = Records(mixture=Mixture(files)) if stream is None else Shards(stream=stream)
+    start, work = time.perf_counter(), DataCheck(source, processor, config, settings)
+    total = len(source) if isinstance(source, Records) else None  # nobody knows how many are in shards
+    with tqdm(total=total, desc="reading", unit=" records", leave=False, disable=None, file=sys.stderr) as bar:
+        report = work.run(bar.update)
+    print(report.text(), *work.examples(report), sep="\n\n")
+    print(f"\n{len(report.records)} records read in {time.perf_counter() - start:.1f} s")
+    return report
 
 
 def check_writable(path: Path) -> None:

@@ -1,17 +1,15 @@
 """What each command of ``llava-mini data`` runs. As in ``commands``, tables go to stdout and progress to stderr."""
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from llava_mini.checkpoint.assemble import refit
 from llava_mini.checkpoint.locate import locate
-from llava_mini.commands import check_writable
-from llava_mini.data.check import CheckSettings, DataCheck, Records, Shards
+from llava_mini.commands import check_writable, checked
+from llava_mini.data.check import CheckSettings
 from llava_mini.data.features import FeatureKind, images_in, plan_features, write_features
 from llava_mini.data.mixture import Mixture
 from llava_mini.data.quarantine import write_quarantine
@@ -60,15 +58,12 @@ def check(
     """
     if quarantine is not None:
         check_writable(quarantine)
-    source, config = _source(files, media), read_config(model)
+    lists, stream = find_data(files, media)
+    config = read_config(model)
     on_hub = model.count("/") == 1 and not Path(model).expanduser().exists()
     kept = LlavaMiniProcessor.from_pretrained(model if on_hub else locate(model))
     processor = refit(kept, config, load_template("plain") if settings.captions else None)
-    start, work = time.perf_counter(), DataCheck(source, processor, config, settings)
-    with _bar(len(source) if isinstance(source, Records) else None, "reading", " records") as bar:
-        report = work.run(bar.update)
-    print(report.text(), *work.examples(report), sep="\n\n")
-    print(f"\n{len(report.records)} records read in {time.perf_counter() - start:.1f} s")
+    report = checked(lists, stream, processor, config, settings)
     if quarantine is not None:
         write_quarantine(quarantine, report.damaged)
     return report.is_clean
@@ -98,19 +93,10 @@ def features(
     whole, processor = load(model, device, dtype, None)
     plan = plan_features(images_in(mixture), output, FeatureKind.of(whole.vision_tower, processor))
     print(plan, flush=True)
-    with _bar(len(plan.missing), "computing", " images") as bar:
+    total = len(plan.missing)
+    with tqdm(total=total, desc="computing", unit=" images", leave=False, disable=None, file=sys.stderr) as bar:
         damaged = write_features(whole.vision_tower, plan, progress=bar.update)
     for one in damaged:
         print(f"not written: {one.reason}")
     print(f"{len(plan.missing) + plan.num_present + len(plan.damaged) - len(damaged)} images are in {output}")
     return not damaged
-
-
-def _source(files: Sequence[str], media: Sequence[Path]) -> Records | Shards:
-    """The records of lists, or shards: both are not checked at once."""
-    lists, stream = find_data(files, media)
-    return Records(mixture=Mixture(lists)) if stream is None else Shards(stream=stream)
-
-
-def _bar(total: int | None, what: str, unit: str) -> "tqdm[NoReturn]":
-    return tqdm(total=total, desc=what, unit=unit, leave=False, disable=None, file=sys.stderr)

@@ -187,6 +187,8 @@ def _run(tuning: Tuning, flags: "Pretrain | Finetune", environment: Mapping[str,
         return 0
     if not flags.data:
         raise ValueError("There is no data to train on. Give JSON or JSONL files in the format of LLaVA, or shards.")
+    if flags.check:
+        return 0 if _is_clean(tuning) else 1
     hardware = choose_hardware(flags.device, flags.threads, flags.workers)
     world = World.from_environment(environment, device=hardware.device, minutes=PATIENCE_MINUTES)
     with world.speaking_once("llava-mini"), world:
@@ -206,6 +208,22 @@ def _run(tuning: Tuning, flags: "Pretrain | Finetune", environment: Mapping[str,
         if finished and world.is_first:
             print(run.model_dir)
         return 0 if finished else 3
+
+
+def _is_clean(tuning: Tuning) -> bool:
+    """Read the data as the stage would, for the model that trains: with its new parts, where it is given any."""
+    from llava_mini.commands import checked
+    from llava_mini.data.check import CheckSettings
+
+    settings = tuning.settings
+    wanted = CheckSettings(
+        num_frames=settings.num_frames,
+        fps=settings.fps,
+        max_frames=settings.max_frames,
+        max_length=settings.max_length,
+        captions=settings.captions,
+    )
+    return checked(settings.files, settings.stream, tuning.collator.processor, tuning.config, wanted).is_clean
 
 
 def _devices(flags: "Pretrain | Finetune", number: int) -> Devices:

@@ -22,6 +22,7 @@ from llava_mini.config import preset
 from llava_mini.processor.processor import LlavaMiniProcessor
 from tests.checkpoint.folders import FIXTURES, copy_released
 from tests.tiny_engine import save_tiny
+from tests.tiny_models import tiny_model
 from tests.tuning_world import save_parts
 
 
@@ -84,6 +85,21 @@ def test_random_prefusion_is_drawn_with_the_seed_and_touches_nothing_else(parts)
     differing = {name for name in copied if not torch.equal(copied[name], one[name])}
     assert differing
     assert all(name.startswith("prefusion.") for name in differing)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_random_prefusion_can_be_drawn_for_every_family(tmp_path, family):
+    model = tiny_model(family)
+    model.language_model.save_pretrained(tmp_path / "language")
+    model.vision_tower.save_pretrained(tmp_path / "tower")
+    before = join_parts(str(tmp_path / "language"), str(tmp_path / "tower"))
+    drawn, copied = (
+        add_parts(before, NewParts(prefusion_num_layers=2, prefusion_start=start)).tensors
+        for start in ("random", "language-model")
+    )
+    shapes = {name: value.shape for name, value in copied.items() if name.startswith("prefusion.layers.1.")}
+    assert shapes
+    assert all(drawn[name].shape == shape for name, shape in shapes.items())
 
 
 def test_the_copies_in_memory_share_nothing(parts):

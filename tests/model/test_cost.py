@@ -133,22 +133,6 @@ def test_llama_vid_with_the_tower_of_its_authors_costs_what_is_known_of_it():
     assert (ours.total - ours.vision_tower + theirs) / 1e12 == pytest.approx(1.76, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("fields", "tokens", "total"),
-    [
-        ({"reducer": "prumerge"}, 33, 1.36),
-        ({"reducer": "prumerge_plus"}, 145, 2.84),
-        ({"reducer": "visionzip", "reducer_tokens": 64}, 64, 1.77),
-        ({"reducer": "divprune", "reducer_tokens": 56}, 56, 1.68),
-    ],
-)
-def test_methods_without_training_are_counted_with_their_published_tokens(fields, tokens, total):
-    config = vicuna(prefusion_num_layers=0, **fields)
-    assert cost.tokens_of_frame(config) == tokens
-    assert round(cost.paper_flops(config).total / 1e12, 2) == total
-    assert cost.paper_flops(config) == cost.paper_flops(config, num_vision_tokens=tokens)
-
-
 def test_misprints_of_the_paper_are_what_the_docstring_says():
     three_layers = cost.paper_flops(vicuna(prefusion_num_layers=3)).total
     whole = cost.paper_flops(preset("llava-mini-vicuna-7b"))

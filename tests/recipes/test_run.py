@@ -3,16 +3,19 @@
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import llava_mini
@@ -212,6 +215,23 @@ def test_the_record_is_read_when_no_other_start_can_add_to_it(tmp_path, monkeypa
     starts = [start["started"] for start in record(tmp_path)["starts"]]
     assert len(starts) == 3
     assert starts[1] == "meanwhile"
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_saved_by_the_next_start(tmp_path):
+    def save_much(task, folder):
+        folder.mkdir(exist_ok=True)
+        save_file({"weights": torch.zeros(20_000)}, folder / "model.safetensors")
+
+    run, before = replace(line_run(tmp_path), save=save_much), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"The trained model could not be saved .* start the same command again\."):
+            run.execute()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not run.is_finished
+    assert run.execute() == {"all": SCORE}
+    assert run.is_finished
 
 
 def test_curves_that_cannot_be_written_do_not_end_a_run(tmp_path, monkeypatch, capsys):

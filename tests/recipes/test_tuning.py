@@ -1,10 +1,12 @@
 """Both stages from end to end at toy size: put together, trained, saved, gone on with, and asked."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import llava_mini_cli
 from llava_mini.checkpoint.assemble import NewParts
@@ -113,10 +115,12 @@ def test_a_finished_run_is_not_run_again(world, tmp_path):
     assert (run.model_dir / "model.safetensors").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("is_streamed", [False, True], ids=["files", "stream"])
-def test_a_run_that_was_cut_off_gets_the_losses_of_one_that_was_not(world, tmp_path, monkeypatch, is_streamed):
+@pytest.mark.parametrize("kind", ["files", "stream", "low-rank"])
+def test_a_run_that_was_cut_off_gets_the_losses_of_one_that_was_not(world, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(stream_batches, "PLACES_EVERY", 1)
+    is_streamed = kind == "stream"
     source = {"files": (), "stream": drawn_shards(tmp_path, world[2])} if is_streamed else {}
+    source |= {"lora": LoraSettings(rank=2)} if kind == "low-rank" else {}
 
     def train(folder, *stops):
         for stop in stops:
@@ -132,6 +136,21 @@ def test_a_run_that_was_cut_off_gets_the_losses_of_one_that_was_not(world, tmp_p
     assert len(losses(tmp_path / "whole")) == 4
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     assert len(list(tmp_path.glob("parts/finetune/places/*.jsonl"))) == 2 * is_streamed  # one for each lane
+
+
+def test_checkpoints_hold_what_trains_and_know_the_rest_again(world, tmp_path):
+    start = shutil.copytree(world[0] / "stage-1" / "model", tmp_path / "start")
+    run = stage_2(world, model=start, lora=LoraSettings(rank=2), steps=2).run(tmp_path / "run")
+    run.execute(slice_minutes=1e-9)
+    [checkpoint] = (tmp_path / "run" / "finetune").glob("step-*")
+    weights = [name for name in stored_tensors(checkpoint) if name.startswith("module.")]
+    assert {name.split(".")[1] for name in weights} == {"projector", "reducer", "prefusion", "language_model"}
+    assert all(".lora_" in name for name in weights if name.startswith("module.language_model."))
+    tensors = stored_tensors(start)
+    tensors["vision_tower.post_layernorm.bias"] += 1
+    save_file(tensors, start / "model.safetensors")
+    with pytest.raises(ValueError, match="than those that are here: vision_tower differ. Was the model replaced"):
+        run.execute()
 
 
 def test_going_on_from_a_saved_model_resets_no_part(world, tmp_path):
@@ -281,6 +300,23 @@ def test_the_command_trains_both_stages(world, tmp_path, capsys):
     given = ("train", "finetune", tmp_path / "part-*.parquet", *small, "--model", tmp_path / "two" / "model")
     code, told = run(*given, "--output", tmp_path / "three")
     assert (code, told.splitlines()[-1]) == (0, str(tmp_path / "three" / "model"))
+
+
+def test_data_are_checked_for_the_model_that_would_train(world, capsys):
+    folder, parts, _ = world
+    given = (folder / "data" / "train.json", "--media", folder / "data", "--check", "--max-frames", 2)
+    starts = {
+        "pretrain": ("--language-model", parts[0], "--vision-tower", parts[1]),
+        "finetune": ("--model", folder / "stage-1" / "model", "--prefusion-layers", 1),
+    }
+    tokens = {}
+    for stage, start in starts.items():
+        assert llava_mini_cli.main(list(map(str, ("train", stage, *given, *start)))) == 0
+        told = capsys.readouterr().out
+        assert "damaged: 0 of 8" in told
+        tokens[stage] = told.partition("  vision  | ")[2].split()[0]
+        assert ("fused" in told) == (stage == "finetune")
+    assert tokens == {"pretrain": "16", "finetune": "1"}
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,30 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from llava_mini.data.quarantine import Damaged
 from llava_mini.training import folders
-from llava_mini.training.folders import newest_folder
+from llava_mini.training.folders import load_folder, newest_folder
 from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import load_weights, progress_of
 from llava_mini.training.world import World
+from tests.checkpoint.folders import stored_tensors
 from tests.training.ranks import run_ranks
-from tests.training.tuning import Tuning, fresh_model, train
+from tests.training.tuning import Draw, Tuning, fresh_model, train
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
+LEARNED = {"projector", "reducer", "prefusion", "language_model"}
+"""The parts that train, and are stored."""
 
 
 def weights_in(folder):
     model = fresh_model()
-    load_weights(model, folder / "stage-2")
+    load_folder(model, newest_folder(folder / "stage-2"))
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
@@ -53,6 +58,8 @@ def test_accumulated_micro_batches_learn_as_one(tmp_path, alone):
 def test_two_processes_learn_as_one(tmp_path, alone, engine):
     equals(trained(run_ranks(2, train, tmp_path, tmp_path / "run", engine)), alone[0])
     torch.testing.assert_close(weights_in(tmp_path / "run"), alone[1], rtol=1e-3, atol=1e-4)
+    names = stored_tensors(newest_folder(tmp_path / "run" / "stage-2"))
+    assert {name.split(".")[1] for name in names if name.startswith("module.")} == LEARNED
 
 
 def accumulated(world, folder, engine):
@@ -285,6 +292,18 @@ def test_damaged_samples_are_listed_counted_and_above_a_share_they_stop_all(tmp_
     ends = run_ranks(2, with_faults, tmp_path, tmp_path / "more", FSDP, (3, 5, 6))
     assert [end.error for end in ends] == ["ValueError", "ValueError"]
     assert "3 of 19 samples are damaged" in ends[1].text
+
+
+def test_a_step_whose_samples_are_all_damaged_stops_and_names_one(tmp_path, monkeypatch):
+    def torn(self, micro, fault):
+        damaged = tuple(Damaged(id=name, media="a.png", reason="The file is torn.") for name in micro.ids)
+        return replace(micro, inputs=None, ids=(), damaged=damaged) if fault else micro
+
+    monkeypatch.setattr(Draw, "with_fault", torn)
+    monkeypatch.setattr(Tuning, "weight", lambda self, batch: float(batch.inputs is not None))
+    told = "All 2 samples of step 2 of phase 'stage-2' are damaged; .* The first is drawn/2-0: The file is torn."
+    with pytest.raises(ValueError, match=told):
+        train(World(), tmp_path / "run", None, {"faults": ((2, "torn"),)}, max_damaged_share=1.0)
 
 
 def with_faults(world, folder, engine, numbers):

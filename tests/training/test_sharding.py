@@ -67,17 +67,20 @@ def test_a_module_that_cannot_recompute_is_refused():
         prepare(Line(), ALL, EngineSettings(checkpoint_activations=True), World())
 
 
-def test_layers_are_compiled_one_by_one_and_compute_the_same(monkeypatch):
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_layers_are_compiled_one_by_one_and_compute_the_same(monkeypatch, recomputed):
     compiled = []
 
     def trace(layer):  # without a C++ compiler, which takes a minute
         compiled.append(layer)
-        layer._compiled_call_impl = torch.compile(layer._call_impl, backend="eager")
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend="aot_eager")
 
     monkeypatch.setattr(nn.Module, "compile", trace)
     small = {"text": {"num_hidden_layers": 1}, "prefusion_num_layers": 1}
     plain, task = Tuning(spread=False, model=small), Tuning(spread=False, model=small)
-    forward = prepare(task, STAGE, EngineSettings(compile_layers=True), World())
+    settings = EngineSettings(compile_layers=True, checkpoint_activations=recomputed)
+    forward = prepare(task, STAGE, settings, World())
+    task.module.train()
     assert compiled == layers_of(task.module)
     expected = plain.losses(plain.make_batch(0)).total
     total = forward(task.make_batch(0))

@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_is_the_same_run_of_wandb_and_one_elsewhere_is_anothe
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard.writer"), ("wandb", "wandb")])
 def test_a_missing_tracker_names_its_extra(tmp_path, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"Install llava-mini\[{name}\]"):
+    with pytest.raises(ValueError, match=rf"is not installed: pip install 'llava-mini\[{name}\]'"):
         open_tracker(name, tmp_path)
 
 

@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from llava_mini.training.checkpoints import read_checkpoint
+from llava_mini.training.checkpoints import read_checkpoint, write_checkpoint
 from llava_mini.training.devices import Hardware
 from llava_mini.training.interruption import Interruption
 from llava_mini.training.run_log import RunLog, read_log
@@ -15,6 +16,7 @@ from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import Losses, PhaseSettings, load_weights, progress_of, train_phase
 
 STAGE = Stage(name="all", rules=(Rule(part="", rate=1e-2),))
+HALF = Stage(name="half", rules=(Rule(part="0", rate=0.0), Rule(part="2", rate=1e-2)))
 
 
 def draw(poisoned_step, step):
@@ -123,15 +125,75 @@ def test_a_loss_that_cannot_be_changes_no_weight(tmp_path, wrong):
 
 def test_the_checkpoint_of_another_stage_is_refused(tmp_path):
     train_phase(Line(), settings(), tmp_path, quiet(tmp_path, tmp_path))
-    half = Stage(name="half", rules=(Rule(part="0", rate=0.0), Rule(part="2", rate=1e-2)))
-    with pytest.raises(ValueError, match=r"other tensors than this stage has, for example optimizer\.exp_avg\.0\.bias"):
-        train_phase(Line(), settings(stage=half), tmp_path, quiet(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match=r"other tensors than this stage has, for example module\.0\.bias"):
+        train_phase(Line(), settings(stage=HALF), tmp_path, quiet(tmp_path, tmp_path))
 
 
 def test_the_checkpoint_of_another_phase_is_refused(tmp_path):
     train_phase(Line(), settings(), tmp_path, quiet(tmp_path, tmp_path))
     with pytest.raises(ValueError, match="'num_steps': 40"):
         train_phase(Line(), settings(num_steps=50), tmp_path, quiet(tmp_path, tmp_path))
+
+
+def stored_names(folder):
+    [path] = folder.glob("**/*.safetensors")
+    with safe_open(path, framework="pt") as file:
+        return {name.partition(".")[2] for name in file.keys() if not name.startswith("random.")}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("keep_last", [None, 1], ids=["file", "folders"])
+def test_what_is_frozen_is_not_stored_and_what_trains_goes_on(tmp_path, keep_last):
+    half, whole = settings(stage=HALF, keep_last=keep_last), Line()
+    train_phase(whole, half, tmp_path / "whole", quiet(tmp_path, tmp_path))
+    train_phase(Line(), half, tmp_path / "parts", quiet(tmp_path, tmp_path), stop_after=17)
+    resumed, loaded = Line(), Line()
+    train_phase(resumed, half, tmp_path / "parts", quiet(tmp_path, tmp_path))
+    load_weights(loaded.module, tmp_path / "parts")
+    for other in (resumed, loaded):
+        assert torch.equal(weights(whole), weights(other))
+    trained = {"2.weight", "2.bias"}
+    moments = {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in trained}
+    assert stored_names(tmp_path / "parts") == trained | moments
+
+
+@pytest.mark.parametrize("keep_last", [None, 1], ids=["file", "folders"])
+def test_other_frozen_weights_than_those_of_the_run_are_refused(tmp_path, keep_last):
+    half, other = settings(stage=HALF, keep_last=keep_last), Line()
+    train_phase(Line(), half, tmp_path, quiet(tmp_path, tmp_path), stop_after=2)
+    with torch.no_grad():
+        other.module[0].bias[3] += 1e-2
+    told = "beside other frozen weights than those that are here: 0 differ. Was the model replaced"
+    with pytest.raises(ValueError, match=told):
+        train_phase(other, half, tmp_path, quiet(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match=told):
+        load_weights(other.module, tmp_path)
+
+
+def test_buffers_go_on_as_what_trains_does(tmp_path):
+    def counting():
+        task = Line()
+        task.module.append(nn.BatchNorm1d(3, dtype=torch.bfloat16))
+        return task
+
+    stage = Stage(name="all", rules=(Rule(part="[03]", rate=0.0), Rule(part="2", rate=1e-2)))
+    whole, resumed = counting(), counting()
+    train_phase(whole, settings(stage=stage), tmp_path / "whole", quiet(tmp_path, tmp_path))
+    train_phase(counting(), settings(stage=stage), tmp_path / "parts", quiet(tmp_path, tmp_path), stop_after=17)
+    train_phase(resumed, settings(stage=stage), tmp_path / "parts", quiet(tmp_path, tmp_path))
+    expected, found = whole.module.state_dict(), resumed.module.state_dict()
+    assert expected["3.num_batches_tracked"] == 40
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_as_such(tmp_path):
+    train_phase(Line(), settings(), tmp_path, quiet(tmp_path, tmp_path), stop_after=2)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, facts = read_checkpoint(path)
+    write_checkpoint(path, tensors, {name: value for name, value in facts.items() if name != "frozen"})
+    with pytest.raises(ValueError, match="written by an earlier version.* Finish the run with that version"):
+        train_phase(Line(), settings(), tmp_path, quiet(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match="written by an earlier version"):
+        load_weights(Line().module, tmp_path)
 
 
 def test_a_phase_without_steps_is_refused():

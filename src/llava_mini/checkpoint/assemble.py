@@ -295,7 +295,7 @@ def _tower_tensors(folder: Path, config: LlavaMiniConfig) -> dict[str, Tensor]:
 
 def _random_prefusion(config: LlavaMiniConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Fresh tensors of pre-fusion, drawn as transformers draws the layers of the language model."""
-    text = {**config.text.to_dict(), "vocab_size": 1, "num_hidden_layers": 1}
+    text = {**config.text.to_dict(), "vocab_size": 1, "num_hidden_layers": config.prefusion_num_layers}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "layer_types"):
         text.pop(name, None)
     small = LlavaMiniConfig(

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from llava_mini.evaluation.exact_match import Score, score_table
 from llava_mini.recipes.record import RunRecord
@@ -105,6 +106,7 @@ class Run:
         Raises:
             ValueError: If the folder holds another run or files of something else, or any run when ``resume`` is off,
                 or another process trains there, or a loss is not finite.
+            OSError: If a checkpoint or the model could not be written. The checkpoint before it is whole.
             KeyboardInterrupt: After Ctrl-C. What was learned is kept; the same holds for SIGTERM.
             SystemExit: After SIGTERM, with code 143.
         """
@@ -205,7 +207,13 @@ class Run:
         if self.score is None and self.is_finished and self.model_dir.exists():
             return {}
         task = self.trained()
-        self.save(task, self.model_dir)
+        try:
+            self.save(task, self.model_dir)
+        except (OSError, SafetensorError) as error:  # the second one where the disk is full
+            raise OSError(
+                f"The trained model could not be saved to {self.model_dir}: {error}. The last checkpoint has all that "
+                "was learned. Make room, or mend the disk, and start the same command again."
+            ) from error
         if self.score is None:
             record.finish()
             return {}

@@ -228,12 +228,12 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         return tuning_of(settings, model, tokenizer(), partial(_caption_records, settings), thing_weight=0.0)
 
     def alignment() -> Alignment:
-        before = TunedModel(_build(settings, "identity"))
+        before = stage_1().module
         load_weights(before, output_dir / "stage-1")
         return Alignment(before.model, tokenizer(), batch_size=2 * settings.batch, settings=settings.world.scene)
 
     def stage_2() -> InstructionTuning:
-        before, encoder = _build(settings, "identity"), vision()
+        before, encoder = alignment().module, vision()
         load_weights(before, output_dir / "alignment")
         load_weights(encoder.module, output_dir / "vision")
         model = _build(settings, settings.config.reducer)

@@ -86,7 +86,7 @@ class TuningSettings:
     max_damaged_share: float = 0.01
     """Largest share of samples that may be left out because they cannot be read."""
     checkpoint_minutes: float = 20.0
-    """Between two checkpoints: the states of an 8B model take 100 GB."""
+    """Between two checkpoints: 12 bytes for each parameter that trains, 100 GB for all of an 8B model."""
     dtype: torch.dtype = torch.bfloat16
     """Of the arithmetic; weights that train have float32 copies."""
     optimizer: OptimizerSettings = OPTIMIZER

@@ -140,14 +140,21 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {f"module.{name}": value if value.ndim else value.view(1) for name, value in weights.items()}
 
 
+def buffer_names(module: nn.Module) -> set[str]:
+    """Return the names of buffers, as in ``weights_of``: they may change while a module trains."""
+    return {f"module.{name}" for name, _ in module.named_buffers()}
+
+
 def state_of(module: nn.Module, optimizer: MasterAdamW) -> dict[str, Tensor]:
-    """Return all tensors of a phase: weights, with the float32 masters of what trains, and moments.
+    """Return all tensors that a phase changes: the float32 masters of what trains, their moments, and buffers.
 
     They can be written to; then ``optimizer.go_on`` makes them count.
     """
+    names = buffer_names(module)
+    buffers = {name: value for name, value in weights_of(module).items() if name in names}
     masters = {f"module.{name}": master for name, master in zip(optimizer.names, optimizer.masters, strict=True)}
     moments = {f"optimizer.{name}": moment for name, moment in optimizer.moments().items()}
-    return {**weights_of(module), **masters, **moments}
+    return {**buffers, **masters, **moments}
 
 
 def check_names(path: Path, stored: Iterable[str], wanted: Iterable[str]) -> None:

@@ -2,7 +2,8 @@
 
 ``torch.distributed.checkpoint`` writes the part of every process as safetensors files (nothing is pickled) and puts
 together what another number of processes asks for. A folder is made under another name and moved when it is complete,
-so what has the name of a checkpoint is one. What trains is stored once, in float32.
+so what has the name of a checkpoint is one. What trains is stored once, in float32, and what is frozen not at all
+(``frozen.py``).
 
     step-00000120/facts.json                                 step, settings, measurements so far
     step-00000120/shard-00001-model-00001-of-00001.safetensors
@@ -36,6 +37,7 @@ from llava_mini.training.checkpoints import (
     state_of,
     weights_of,
 )
+from llava_mini.training.frozen import check_frozen
 from llava_mini.training.optimizer import MasterAdamW
 from llava_mini.training.world import World
 
@@ -103,20 +105,24 @@ class CheckpointFolders:
             ) from error
         self.world.first(self._prune)
 
-    def load(self, path: Path, step: int, module: nn.Module, optimizer: MasterAdamW) -> None:
+    def load(
+        self, path: Path, facts: Facts, module: nn.Module, optimizer: MasterAdamW, *, frozen: Mapping[str, str]
+    ) -> None:
         """Read a checkpoint into a module and its optimizer, wherever their tensors lie.
 
         Args:
             path: From ``newest``.
-            step: Of its facts.
+            facts: Likewise.
             module: Of the task.
             optimizer: Not used yet.
+            frozen: Digests of what does not train.
 
         Raises:
-            ValueError: If it is damaged, or of another module or stage.
+            ValueError: If it is damaged, or of another module or stage, or what is frozen differs.
         """
         tensors, stored = state_of(module, optimizer), self.world.first(lambda: _stored_names(path))
         check_names(path, (name for name in stored if not name.startswith("random.")), tensors)
+        check_frozen(path, facts, frozen)
         random = {
             name: torch.empty_like(value)
             for name, value in random_states().items()
@@ -124,7 +130,7 @@ class CheckpointFolders:
         }
         own = {f"random.{name}.{self.world.rank}": value for name, value in random.items()}
         self.world.each(lambda: _read(path, {**tensors, **own}, no_dist=self.world.size == 1))
-        optimizer.go_on(step)
+        optimizer.go_on(facts["step"])
         if "cpu" in random:
             restore_random_states(random)
 
@@ -173,15 +179,20 @@ def read_folder_facts(path: Path) -> Facts:
         raise ValueError(f"{path} is damaged: {FACTS} cannot be read ({error}). {_ADVICE}") from error
 
 
-def load_folder(module: nn.Module, path: Path) -> None:
+def load_folder(module: nn.Module, path: Path) -> set[str]:
     """Read the weights of a checkpoint into the module that was trained, whole and in one process.
+
+    Returns:
+        Names of what it held.
 
     Raises:
         ValueError: If it is damaged, or of another module.
     """
-    tensors = weights_of(module)
-    check_names(path, (name for name in _stored_names(path) if name.startswith("module.")), tensors)
+    names = {name for name in _stored_names(path) if name.startswith("module.")}
+    tensors = {name: value for name, value in weights_of(module).items() if name in names}
+    check_names(path, names, tensors)
     _read(path, tensors, no_dist=True)
+    return names
 
 
 _ADVICE = "Remove that folder to go on from the checkpoint before it."

@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import CLIPVisionModel, PreTrainedModel
 
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.projector import Projector
@@ -189,6 +189,9 @@ def checkpoint_activations(module: nn.Module) -> None:
         # transformers makes embeddings ask for gradients, for another kind of recomputing. Those of pictures would
         # drag a frozen vision tower through the way back.
         model.disable_input_require_grads()
+        for part in model.modules():
+            if isinstance(part, CLIPVisionModel) and not any(one.requires_grad for one in part.parameters()):
+                part.gradient_checkpointing_disable()  # keeps nothing anyway, and compiled layers cannot have it so
 
 
 def _outermost_models(module: nn.Module) -> Iterator[PreTrainedModel]:

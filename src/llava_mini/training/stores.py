@@ -2,7 +2,7 @@
 
 A small model of one process keeps one file, which each checkpoint replaces and a kill leaves whole. Anything else keeps
 folders (``folders.py``): every process writes its own part, and another number of processes reads them. The tensors are
-the same in both.
+the same in both: all that training changes, and nothing that is frozen (``frozen.py``).
 """
 
 from pathlib import Path
@@ -22,6 +22,7 @@ from llava_mini.training.checkpoints import (
     write_checkpoint,
 )
 from llava_mini.training.folders import CheckpointFolders, load_folder, newest_folder, read_folder_facts
+from llava_mini.training.frozen import FROZEN, check_frozen, check_version, frozen_digests
 from llava_mini.training.optimizer import MasterAdamW
 from llava_mini.training.world import World
 
@@ -40,13 +41,27 @@ def progress_of(folder: Path) -> tuple[int, float]:
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
-    """Load the weights of the newest checkpoint in ``folder`` into the module that was trained, in one process."""
-    if newest := newest_folder(folder):
-        load_folder(module, newest)
-        return
-    path = folder / CHECKPOINT
-    tensors, _ = read_checkpoint(path)
-    fill(path, {name: value for name, value in tensors.items() if name.startswith("module.")}, weights_of(module))
+    """Load what was learned up to the newest checkpoint in ``folder``, in one process.
+
+    Args:
+        module: As it was built for that training: what is frozen stays as it is.
+        folder: Of the phase.
+
+    Raises:
+        ValueError: If the checkpoint is damaged or of another module, or what was frozen differs.
+    """
+    newest = newest_folder(folder)
+    path = newest or folder / CHECKPOINT
+    facts = read_folder_facts(path) if newest else read_facts(path)
+    check_version(path, facts)
+    if newest:
+        learned = load_folder(module, newest)
+    else:
+        tensors, _ = read_checkpoint(path)
+        stored = {name: value for name, value in tensors.items() if name.startswith("module.")}
+        learned = {name: value for name, value in weights_of(module).items() if name in stored}
+        fill(path, stored, learned)
+    check_frozen(path, facts, frozen_digests(module, learned))
 
 
 class Store(Protocol):
@@ -73,7 +88,8 @@ class Store(Protocol):
             Its facts, or those of a fresh start.
 
         Raises:
-            ValueError: If it is damaged, or of another phase or other data.
+            ValueError: If it is damaged, of another phase or other data, or of an earlier version, or what is frozen
+                differs.
         """
         ...
 
@@ -126,6 +142,7 @@ class _OneFile:
         random = {name: value for name, value in tensors.items() if name.startswith("random.")}
         stored = {name: value for name, value in tensors.items() if name not in random}
         fill(self.path, stored, state_of(module, optimizer))
+        check_frozen(self.path, facts, expected[FROZEN])
         optimizer.go_on(facts["step"])
         restore_random_states({name.removeprefix("random."): value for name, value in random.items()})
         return facts
@@ -155,7 +172,7 @@ class _Folders:
             return expected
         path, facts = newest
         _check_facts(path, facts, expected)
-        self.checkpoints.load(path, facts["step"], module, optimizer)
+        self.checkpoints.load(path, facts, module, optimizer, frozen=expected[FROZEN])
         return facts
 
     def save(self, module: nn.Module, optimizer: MasterAdamW, facts: Facts) -> None:
@@ -163,6 +180,7 @@ class _Folders:
 
 
 def _check_facts(path: Path, facts: Facts, expected: Facts) -> None:
+    check_version(path, facts)
     if differing := [name for name in SAME if facts.get(name) != expected[name]]:
         found, wanted = ({name: one.get(name) for name in differing} for one in (facts, expected))
         what = "folder" if path.is_dir() else "file"

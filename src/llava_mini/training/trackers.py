@@ -30,8 +30,7 @@ def open_tracker(name: str, folder: Path) -> Tracker | None:
         folder: Of the run; its name is the name of the run, and what a tracker writes lies in it.
 
     Raises:
-        ValueError: There is no such tracker.
-        ImportError: It is not installed.
+        ValueError: There is no such tracker, or it is not installed.
     """
     if name == "none":
         return None
@@ -47,7 +46,7 @@ class _TensorBoard:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
-            raise ImportError("TensorBoard is not installed. Install llava-mini[tensorboard].") from error
+            raise ValueError("TensorBoard is not installed: pip install 'llava-mini[tensorboard]'.") from error
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, facts: Mapping[str, Any]) -> None:
@@ -64,7 +63,7 @@ class _WeightsAndBiases:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ImportError("Weights & Biases is not installed. Install llava-mini[wandb].") from error
+            raise ValueError("Weights & Biases is not installed: pip install 'llava-mini[wandb]'.") from error
         identity = folder / "wandb.id"  # a run that goes on after a kill is one run there, too
         if not identity.exists():
             write_text(identity, uuid.uuid4().hex)

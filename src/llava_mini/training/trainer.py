@@ -18,6 +18,7 @@ from torch import nn
 
 from llava_mini.data.quarantine import QuarantineLog
 from llava_mini.training.devices import Hardware, fuse_attention, to_device
+from llava_mini.training.frozen import FROZEN, frozen_digests
 from llava_mini.training.interruption import Interruption
 from llava_mini.training.measures import Losses as Losses
 from llava_mini.training.measures import Measured, Position, Share, means
@@ -124,7 +125,8 @@ def train_phase(
     With several processes, all of them call this with the same arguments, and end it in the same way.
 
     Args:
-        task: What to learn; its module is moved to the device and updated in place.
+        task: What to learn; its module is moved to the device and updated in place. Built anew, what does not train in
+            it is the same: checkpoints hold the rest alone.
         settings: Steps, rules and rates.
         folder: Folder of the phase, which all processes share. Holds checkpoints.
         log: Where measurements go; that of the first process alone is used.
@@ -138,8 +140,9 @@ def train_phase(
 
     Raises:
         ValueError: If the loss is zero, the loss or the gradient is not finite, or a step supervises nothing (the
-            message names step and samples), too many samples are damaged, the checkpoint belongs to another phase or
-            other data, the processes read different data, or the rules do not fit the parameters.
+            message names step and samples), too many samples are damaged, the checkpoint belongs to another phase,
+            other data or other frozen weights, the processes read different data, or the rules do not fit the
+            parameters.
         OSError: If a checkpoint could not be written. Those before it are whole.
         ChildProcessError: If another process of the run has ended.
         KeyboardInterrupt: After Ctrl-C, if the interruption takes it over.
@@ -177,6 +180,7 @@ class _Phase:
         self.data = self._agreed_data()
         self.store = store_of(folder, settings.keep_last, world)
         self.store.open()
+        self.frozen = world.first(self._frozen)  # while the weights are whole, and as they were built
         if world.size == 1:
             hardware.place(task.module)
         elif world.device.type == "cuda":
@@ -259,6 +263,11 @@ class _Phase:
             self.quarantine.add((), num_samples=num_samples)
         self.quarantine.check()
         if not math.fsum(share.weight for share in shares) > 0:
+            if len(damaged) == num_samples:
+                raise ValueError(
+                    f"All {num_samples} samples of step {self.at.step} of phase {self.settings.name!r} are damaged; "
+                    f"{QUARANTINE} in its folder lists them. The first is {damaged[0]}"
+                )
             raise ValueError(
                 f"Step {self.at.step} of phase {self.settings.name!r} supervises nothing: no sample has an answer to "
                 f"learn{_named(_ids_in(shares))}. Look at the labels of these samples."
@@ -341,10 +350,17 @@ class _Phase:
             "num_steps": self.settings.num_steps,
             "micro_batches": self.settings.accumulate * self.world.size,
             "data": self.data,
+            FROZEN: self.frozen,
             **self.at.to_facts(),
             "samples": self.quarantine.num_samples,
             "damaged": self.quarantine.num_damaged,
         }
+
+    def _frozen(self) -> dict[str, str]:
+        module, stage = self.task.module, self.settings.stage
+        return frozen_digests(
+            module, {f"module.{name}" for name, _ in module.named_parameters() if stage.rate_of(name)}
+        )
 
     def _agreed_data(self) -> str:
         """Return what tells the data from other data; empty if the task does not say.
