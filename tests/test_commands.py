@@ -26,7 +26,7 @@ from llava_mini.inference.memory import meta_model
 from llava_mini.processor.video import FrameSampling, frames_of
 from llava_mini.recipes import tiny
 from llava_mini.training.devices import Hardware
-from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
+from tests.tiny_engine import picture, save_tiny, tiny_engine, tiny_parts, write_film
 
 TURN = Turn(question="?", answer="red", kind="colour", form="colour of a shape")
 MARKS = [Mark(turn=TURN, index=0, answer="red", guess="blue")]
@@ -224,6 +224,20 @@ def test_info_of_an_unknown_model_lists_the_presets(capsys):
     assert run("info", "llava-maxi") == 2
     told = capsys.readouterr().err
     assert all(name in told for name in PRESETS)
+
+
+@pytest.mark.parametrize("method", [["prumerge_plus"], ["divprune", "--reducer-tokens", 5]])
+def test_a_model_without_reduction_is_converted_to_a_method_without_training_and_answers(tmp_path, capsys, method):
+    for part in tiny_parts(fields={"reducer": "identity", "prefusion_num_layers": 0}):
+        part.save_pretrained(tmp_path / "all")
+    picture().save(tmp_path / "good.png")
+    assert run("convert", tmp_path / "all", tmp_path / "few", "--reducer", *method) == 0
+    told = [capsys.readouterr().out]
+    for name in ("all", "few"):
+        assert run("ask", "what?", tmp_path / "good.png", "--model", tmp_path / name, "--max-tokens", 12) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == f"{tmp_path / 'few'}\n"
+    assert told[1] != told[2]
 
 
 def test_convert_and_export_name_what_they_made(folder, tmp_path, capsys):

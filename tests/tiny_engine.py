@@ -1,5 +1,6 @@
 """A small random model with a processor, as an engine or as a folder, and files to ask it about."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ BYTES = 261
 """Vocabulary of a tokenizer that knows bytes and five control tokens."""
 
 
-def tiny_parts(seed: int = 0, **text: Any) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+def tiny_parts(
+    seed: int = 0, fields: Mapping[str, Any] | None = None, **text: Any
+) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
     """A model that talks in random bytes and never ends by itself, and its processor."""
     sizes = {"vocab_size": BYTES, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 2, **text}
-    model = tiny_model(seed=seed, text=sizes)
+    model = tiny_model(seed=seed, text=sizes, **(fields or {}))
     return model, LlavaMiniProcessor.from_config(model.config, build_tokenizer([], vocab_size=BYTES), "tiny")
 
 

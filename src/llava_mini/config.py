@@ -15,7 +15,20 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
-ReducerName = Literal["identity", "average_pool", "query", "mqt", "m3", "token_packer", "quecc", "llama_vid"]
+ReducerName = Literal[
+    "identity",
+    "average_pool",
+    "query",
+    "mqt",
+    "m3",
+    "token_packer",
+    "quecc",
+    "llama_vid",
+    "prumerge",
+    "prumerge_plus",
+    "visionzip",
+    "divprune",
+]
 
 TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
     "identity": lambda config: config.patches_per_frame,
@@ -26,6 +39,10 @@ TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
     "token_packer": lambda config: config.reducer_grid**2,
     "quecc": lambda config: config.reducer_grid**2,
     "llama_vid": lambda config: 1 + config.reducer_grid**2,
+    "prumerge": lambda config: (config.reduced_patches + 2) // 4 + 1,
+    "prumerge_plus": lambda config: config.reduced_patches + 1,
+    "visionzip": lambda config: config.reducer_tokens,
+    "divprune": lambda config: config.reducer_tokens,
 }
 """Places in the prompt for one frame, by ``ReducerName``: all its tokens, or the most it can have."""
 
@@ -154,6 +171,12 @@ class LlavaMiniConfig(PreTrainedConfig):
             raise ValueError(
                 f"The mqt reducer has {self.matryoshka_side**2} queries for {self.patches_per_side} patches per side, "
                 f"got reducer_tokens={self.reducer_tokens}. Give at most {self.matryoshka_side**2}."
+            )
+        most = {"visionzip": self.reduced_patches + 1, "divprune": self.reduced_patches}.get(self.reducer)
+        if most is not None and self.reducer_tokens > most:
+            raise ValueError(
+                f"The reducer {self.reducer!r} keeps at most {most} tokens of a frame here, but reducer_tokens is "
+                f"{self.reducer_tokens}. Give a smaller number."
             )
 
     @property

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.checkpoint.convert import convert
+from llava_mini.flow import ModelInputs
 from llava_mini.model.reducers import REDUCERS
 from tests.checkpoint.folders import assert_same_tensors, edit_json, stored_tensors, write_tensors
 
 IMAGE_TOKEN = 60
+TRAINING_FREE = {"prumerge": None, "prumerge_plus": None, "visionzip": 9, "divprune": 5}
+"""Reducers without weights, and how many tokens they are asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +174,10 @@ def test_a_new_llava_mini_starts_from_the_first_layers_of_the_language_model(tmp
     assert torch.equal(stored["reducer.query_norm.weight"], torch.ones(16))
 
 
-@pytest.mark.parametrize("reducer", sorted(set(REDUCERS) - {"identity", "average_pool", "m3"}))
+@pytest.mark.parametrize("reducer", sorted(set(REDUCERS) - {"identity", "average_pool", "m3", *TRAINING_FREE}))
 def test_every_reducer_starts_with_the_weights_of_any_new_model(tmp_path, llava, reducer):
     transformers_folder(llava, tmp_path / "llava", "saved")
-    fields = {"reducer_grid": 2, "reducer_tokens": 3}
+    fields = {"reducer_tokens": 3} if reducer == "mqt" else {"reducer_grid": 2}
     convert(tmp_path / "llava", tmp_path / "new", reducer=reducer, prefusion_num_layers=0, **fields)
     started = LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "new")
     any_new = LlavaMiniForConditionalGeneration(started.config)
@@ -183,7 +186,7 @@ def test_every_reducer_starts_with_the_weights_of_any_new_model(tmp_path, llava,
         assert found.shape == tensor.shape, name
         assert float(found.std()) == pytest.approx(float(tensor.std()), rel=0.5, abs=0.01), name
         assert float(found.mean()) == pytest.approx(float(tensor.mean()), abs=0.05), name
-    assert (started.config.reducer_grid, started.config.reducer_tokens) == (2, 3)
+    assert {name: getattr(started.config, name) for name in fields} == fields
 
 
 def test_a_model_without_reduction_can_be_given_prefusion(tmp_path, llava):
@@ -191,6 +194,43 @@ def test_a_model_without_reduction_can_be_given_prefusion(tmp_path, llava):
     convert(tmp_path / "llava", tmp_path / "ours", prefusion_num_layers=1)
     ours = LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "ours")
     assert (ours.config.reducer, ours.config.prefusion_num_layers) == ("identity", 1)
+
+
+@pytest.mark.parametrize(("reducer", "tokens"), TRAINING_FREE.items())
+@torch.inference_mode()
+def test_a_method_without_training_changes_the_configuration_alone(tmp_path, llava, reducer, tokens):
+    transformers_folder(llava, tmp_path / "llava", "saved")
+    convert(tmp_path / "llava", tmp_path / "ours")
+    convert(tmp_path / "llava", tmp_path / "method", reducer=reducer, reducer_tokens=tokens)
+    assert_same_tensors(stored_tensors(tmp_path / "method"), stored_tensors(tmp_path / "ours"))
+    fields = LlavaMiniConfig.from_pretrained(tmp_path / "ours").to_dict()
+    changed = LlavaMiniConfig(**{**fields, "reducer": reducer, **({"reducer_tokens": tokens} if tokens else {})})
+    models = (
+        LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "method"),
+        LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "ours", config=changed),
+    )
+    pixels = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([[1, 7, *[64] * changed.tokens_per_frame, 9], [1, *[64] * changed.tokens_per_frame, 9, 8]])
+    fused, again = (model.fuse(ModelInputs(input_ids=ids, pixel_values=pixels)) for model in models)
+    assert torch.equal(fused.inputs_embeds, again.inputs_embeds)
+    assert fused.inputs_embeds.shape[1] < 3 + 16 if tokens else fused.inputs_embeds.shape[1] <= ids.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"reducer": "divprune", "reducer_tokens": 17}, "'divprune' keeps at most 16 tokens"),
+        ({"reducer": "query", "reducer_tokens": 5}, "the reducer 'query' does not read it: a frame takes 1"),
+        ({"reducer_tokens": 5}, "reducer_tokens is 5, but no reducer is named"),
+        ({"reducer": "prumerge", "prefusion_num_layers": 2}, "'prumerge' .* Set prefusion_num_layers=0"),
+        ({"reducer": "prune"}, "is one of identity, .* got 'prune'"),
+    ],
+)
+def test_a_new_model_that_cannot_be_is_refused(tmp_path, llava, fields, told):
+    transformers_folder(llava, tmp_path / "llava", "saved")
+    with pytest.raises(ValueError, match=told):
+        convert(tmp_path / "llava", tmp_path / "ours", **fields)
+    assert not (tmp_path / "ours").exists()
 
 
 def test_a_new_start_from_what_has_started_already_is_refused(tmp_path, llava):

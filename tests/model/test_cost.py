@@ -38,7 +38,17 @@ VARIANTS: list[dict[str, Any]] = [
     {"reducer": "m3", "reducer_grid": 2, "prefusion_num_layers": 0},
     {"reducer": "quecc", "reducer_grid": 1, "prefusion_num_layers": 0},
     {"reducer": "llama_vid", "reducer_grid": 2, "prefusion_num_layers": 0, "vision_config": WIDE},
+    {"reducer": "visionzip", "reducer_tokens": 13},
+    {"reducer": "visionzip", "reducer_tokens": 13, "prefusion_num_layers": 0, "resolution_ratio": 2},
+    {"reducer": "divprune", "reducer_tokens": 5},
+    {"reducer": "divprune", "reducer_tokens": 5, "prefusion_num_layers": 0, "resolution_ratio": 2},
 ]
+
+RAGGED: list[dict[str, Any]] = [
+    {"reducer": "prumerge", "prefusion_num_layers": 0},
+    {"reducer": "prumerge_plus", "prefusion_num_layers": 0, "resolution_ratio": 2},
+]
+"""Where the number of tokens depends on what a frame shows."""
 
 ASKED = 4
 """Words after the first frame in what is counted."""
@@ -91,6 +101,22 @@ def test_the_papers_counting_gives_what_is_known_of_other_methods(fields, known)
     assert total == pytest.approx(known, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("fields", "tokens", "total"),
+    [
+        ({"reducer": "prumerge"}, 33, 1.36),
+        ({"reducer": "prumerge_plus"}, 145, 2.84),
+        ({"reducer": "visionzip", "reducer_tokens": 64}, 64, 1.77),
+        ({"reducer": "divprune", "reducer_tokens": 56}, 56, 1.68),
+    ],
+)
+def test_methods_without_training_are_counted_with_their_published_tokens(fields, tokens, total):
+    config = vicuna(prefusion_num_layers=0, **fields)
+    assert cost.tokens_of_frame(config) == tokens
+    assert round(cost.paper_flops(config).total / 1e12, 2) == total
+    assert cost.paper_flops(config) == cost.paper_flops(config, num_vision_tokens=tokens)
+
+
 def test_misprints_of_the_paper_are_what_the_docstring_says():
     three_layers = cost.paper_flops(vicuna(prefusion_num_layers=3)).total
     whole = cost.paper_flops(preset("llava-mini-vicuna-7b"))
@@ -113,6 +139,16 @@ def test_flops_equal_those_of_a_counted_forward(fields, num_frames):
     assert counted(config, num_frames, 11) == pytest.approx(computed, rel=ROTATION)
 
 
+@pytest.mark.parametrize("fields", RAGGED)
+@pytest.mark.parametrize("num_frames", [0, 1, 3])
+def test_flops_with_the_tokens_that_there_are_equal_those_of_a_counted_forward(fields, num_frames):
+    config = tiny_config(attn_implementation="eager", **fields)
+    tokens = num_tokens(config, num_frames)
+    computed = cost.flops(config, num_frames=num_frames, num_text_tokens=11, num_vision_tokens=tokens).as_dict()
+    assert counted(config, num_frames, 11) == pytest.approx(computed, rel=ROTATION)
+    assert tokens < num_frames * config.tokens_per_frame or not num_frames
+
+
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_flops_of_other_families_equal_those_of_a_counted_forward(family):
     config = tiny_config(family, attn_implementation="eager")
@@ -121,7 +157,7 @@ def test_flops_of_other_families_equal_those_of_a_counted_forward(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("fields", VARIANTS)
+@pytest.mark.parametrize("fields", VARIANTS + RAGGED)
 def test_parameters_equal_those_of_the_model(family, fields):
     assert stored(config := tiny_config(family, **fields)) == cost.parameters(config).as_dict()
 
@@ -181,6 +217,33 @@ def test_flops_of_a_later_question_include_tokens_that_depend_on_it(fields):
     assert min(computed.reducer, computed.projector, computed.language_model) > 0
 
 
+@pytest.mark.parametrize("fields", RAGGED)
+def test_a_later_question_reduces_frames_of_unequal_numbers_again(fields):
+    config = tiny_config(attn_implementation="eager", **fields)
+    model = LlavaMiniForConditionalGeneration(config).eval()
+    inputs = ModelInputs(**batch([prompt(config, [5] * 11, 3)]))
+    with torch.no_grad():
+        _, vision = model.reduce_frames(model.encode_frames(pixels(config, 3)))
+        text = model.text_rows(inputs)
+        with FlopCounterMode(display=False) as counter:
+            tokens = model.frame_tokens(vision, text, torch.zeros(3, dtype=torch.long))
+    assert tokens.valid is not None
+    most, fewer = (
+        cost.later_question_flops(config, num_frames=3, num_text_tokens=11, num_vision_tokens=given)
+        for given in (3 * config.tokens_per_frame, int(tokens.valid.sum()))
+    )
+    assert most.reducer + most.projector == counter.get_total_flops()
+    assert (fewer.reducer, fewer.projector) == (most.reducer, most.projector)
+    assert fewer.language_model < most.language_model
+
+
+def test_a_number_of_vision_tokens_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="is 6, but with the reducer 'prumerge' a frame has 1 to 5, and there are 1"):
+        cost.flops(tiny_config(**RAGGED[0]), num_vision_tokens=6)
+    with pytest.raises(ValueError, match="is 2, but with the reducer 'query' a frame has 1, and there are 1"):
+        cost.paper_flops(tiny_config(), num_vision_tokens=2)
+
+
 def test_a_later_question_costs_what_the_goal_says_before_the_language_model():
     config = preset("llava-mini-vicuna-7b")
     assert round(cost.later_question_flops(config).prefusion / 1e12, 3) == 0.071
@@ -206,6 +269,7 @@ def test_empty_prompt_is_refused():
 
 def counted(config: LlavaMiniConfig, num_frames: int, num_text_tokens: int) -> dict[str, int]:
     """What torch counts in one forward, by part."""
+    torch.manual_seed(0)
     model = LlavaMiniForConditionalGeneration(config).eval()
     inputs = batch([prompt(config, [5] * (num_text_tokens - ASKED), num_frames, [5] * ASKED)])
     images = pixels(config, num_frames) if num_frames else None
@@ -219,6 +283,15 @@ def counted(config: LlavaMiniConfig, num_frames: int, num_text_tokens: int) -> d
     counts["language_model"] = sum(by_name[name] for name in inner)
     # The tower's layers are called one by one, so what they count belongs to no part.
     return {**counts, "vision_tower": by_name["Global"] - sum(counts.values())}
+
+
+def num_tokens(config: LlavaMiniConfig, num_frames: int) -> int:
+    """Vision tokens in the prompt of ``counted``."""
+    torch.manual_seed(0)
+    model = LlavaMiniForConditionalGeneration(config).eval()
+    inputs = ModelInputs(**batch([prompt(config, [5], num_frames)]), pixel_values=pixels(config, num_frames))
+    with torch.no_grad():
+        return int((model.fuse(inputs).input_ids == config.image_token_id).sum()) if num_frames else 0
 
 
 def counted_later(config: LlavaMiniConfig, num_frames: int, num_kept: int, num_text_tokens: int) -> tuple[int, int]:

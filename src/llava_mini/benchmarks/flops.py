@@ -123,6 +123,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "TokenPacker": {"reducer": "token_packer", "prefusion_num_layers": 0},
     "QueCC": {"reducer": "quecc", "prefusion_num_layers": 0},
     "LLaMA-VID, 1 of them for what is asked": {"reducer": "llama_vid", "prefusion_num_layers": 0},
+    "PruMerge": {"reducer": "prumerge", "prefusion_num_layers": 0},
+    "PruMerge+": {"reducer": "prumerge_plus", "prefusion_num_layers": 0},
+    "VisionZip": {"reducer": "visionzip", "prefusion_num_layers": 0},
+    "DivPrune": {"reducer": "divprune", "prefusion_num_layers": 0},
 }
 """Ways from patches to tokens that exist here, by what they change about LLaVA-Mini."""
 
@@ -184,7 +188,8 @@ def _configs(settings: Settings) -> dict[str, LlavaMiniConfig]:
                 config = changed(size_config(settings.size, tokens=tokens, hd=settings.hd), **fields)
             except ValueError:  # so many tokens are none of its numbers
                 continue
-            found[f"{name}, {config.tokens_per_frame} token{'' if config.tokens_per_frame == 1 else 's'}"] = config
+            taken = cost.tokens_of_frame(config)
+            found[f"{name}, {taken} token{'' if taken == 1 else 's'}"] = config
     return found
 
 

@@ -47,7 +47,7 @@ def convert(
         vision_tower: the folder of a CLIP model, where the source has none.
         reducer: start a new LLaVA-Mini from LLaVA-1.5, with this reducer.
         reducer_grid: of the new model.
-        reducer_tokens: of the new model.
+        reducer_tokens: of the new model, where tokens form no grid.
         prefusion_num_layers: of the new model; copies of the language model's first layers.
         max_shard_size: bytes, or as in "5GB".
 
@@ -56,8 +56,10 @@ def convert(
 
     Raises:
         ValueError: the source is unknown, incomplete or does not fit its configuration; the destination exists,
-            cannot be written, or has too little space.
+            cannot be written, or has too little space; or no reducer makes so many tokens.
     """
+    if reducer_tokens is not None and reducer is None:
+        raise ValueError(f"reducer_tokens is {reducer_tokens}, but no reducer is named that would make so many tokens.")
     destination = Path(destination).expanduser()
     check_destination(destination)
     folder = locate(source)
@@ -71,6 +73,11 @@ def convert(
             reducer_tokens=reducer_tokens,
             prefusion_num_layers=prefusion_num_layers or 0,
         )
+        if reducer_tokens not in (None, found.config.tokens_per_frame):
+            raise ValueError(
+                f"reducer_tokens is {reducer_tokens}, but the reducer {reducer!r} does not read it: a frame takes "
+                f"{found.config.tokens_per_frame} with it. Leave reducer_tokens out."
+            )
         check_complete(found.tensors, found.config, folder)
     with complete_or_nothing(destination, size_in_bytes(found.tensors)) as new:
         write_config(found, new)

@@ -1,7 +1,8 @@
 """LLaVA-1.5, in the layout of its authors and in that of transformers, as a model with (identity, 0).
 
 Such a model can be the start of a new LLaVA-Mini: pre-fusion begins as a copy of the language
-model's first layers, the reducer as in any new model.
+model's first layers, the reducer as in any new model. With a reducer that has no weights, nothing but the configuration
+changes.
 """
 
 from collections.abc import Mapping

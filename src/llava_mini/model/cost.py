@@ -62,6 +62,7 @@ def flops(
     num_frames: int = 1,
     num_text_tokens: int = PAPER_TEXT_TOKENS,
     num_question_tokens: int = QUESTION_TOKENS,
+    num_vision_tokens: int | None = None,
 ) -> ByPart:
     """Operations of the code here, from pixels to the first token of the answer to the first question.
 
@@ -70,17 +71,18 @@ def flops(
         num_frames: frames in the prompt; without any, text is not fused.
         num_text_tokens: all tokens of the prompt that are words, system prompt included.
         num_question_tokens: those after the first frame, as far as there are so many; some reducers read them.
+        num_vision_tokens: of all frames, for a reducer that gives them different numbers. None: the published average.
     """
     _check_prompt(num_frames, num_text_tokens)
     reducer = _reducer_cost(config, num_text_tokens, num_question_tokens)
-    vision, tokens = config.vision, config.tokens_per_frame
+    vision = config.vision
     rows = config.patches_per_side**2 + 1  # with the class token
     one_view = _patch_embedding(config) + (vision.num_hidden_layers - 1) * (
         rows * _tower_layer(config) + 4 * rows**2 * vision.hidden_size
     )
 
     decoder = _Decoder(config.text)
-    length = num_frames * tokens + num_text_tokens
+    length = _vision_tokens(config, num_frames, num_vision_tokens) + num_text_tokens
     asked = _rows_read_before(config, min(num_text_tokens, num_question_tokens) if num_frames else 0)
     language_model = config.text.num_hidden_layers * (decoder.layer(length, length) + decoder.layer(asked, asked))
     language_model += decoder.head
@@ -99,6 +101,7 @@ def paper_flops(
     num_frames: int = 1,
     num_text_tokens: int = PAPER_TEXT_TOKENS,
     num_question_tokens: int = QUESTION_TOKENS,
+    num_vision_tokens: int | None = None,
 ) -> ByPart:
     """Operations as the paper counts them, for the code of each method's authors.
 
@@ -109,21 +112,22 @@ def paper_flops(
         num_frames: frames in the prompt, each passed with the whole text.
         num_text_tokens: all tokens of the prompt that are words.
         num_question_tokens: those after the first frame, as far as there are so many; some reducers read them.
+        num_vision_tokens: of all frames, for a reducer that gives them different numbers. None: the published average.
     """
     _check_prompt(num_frames, num_text_tokens)
     reducer = _reducer_cost(config, num_text_tokens, num_question_tokens)
-    tokens = config.tokens_per_frame
-    projected = tokens if reducer.published_projected is None else reducer.published_projected
+    tokens = _vision_tokens(config, num_frames, num_vision_tokens)
+    projected = tokens if reducer.published_projected is None else num_frames * reducer.published_projected
     rows = config.patches_per_side**2 + 1
     one_view = _patch_embedding(config) + config.vision.num_hidden_layers * rows * _tower_layer(config)
     decoder = _Decoder(config.text)
     fused_rows = _prefusion_rows(config) + num_text_tokens
-    length = num_frames * tokens + num_text_tokens  # the question is read once more for each frame
+    length = tokens + num_text_tokens  # the question is read once more for each frame
     length += num_frames * _rows_read_before(config, min(num_text_tokens, num_question_tokens))
     return ByPart(
         vision_tower=num_frames * config.views_per_frame * one_view,
         reducer=num_frames * reducer.published,
-        projector=num_frames * projected * _projector(config),
+        projector=projected * _projector(config),
         prefusion=num_frames * config.prefusion_num_layers * fused_rows * decoder.linear,
         language_model=length * (config.text.num_hidden_layers * decoder.linear + decoder.head),
     )
@@ -135,6 +139,7 @@ def later_question_flops(
     num_frames: int = 1,
     num_text_tokens: int = PAPER_TEXT_TOKENS,
     num_kept_tokens: int = 0,
+    num_vision_tokens: int | None = None,
 ) -> ByPart:
     """Operations of another question about frames that were read before, up to the first token of its answer.
 
@@ -142,12 +147,14 @@ def later_question_flops(
     for all questions are kept for each frame, and the question's rows run against them. The language model
     keeps its keys and values of that text and the frames, and runs the question's rows and the head. Where tokens
     depend on the question, what is kept of a frame is reduced again, and the language model reads the frames anew.
+    Where frames differ in the number of their tokens, they are reduced again as well.
 
     Args:
         config: the model.
         num_frames: frames in the prompt; without any, text is not fused.
         num_text_tokens: tokens of the question, from the first one that differs to the end of the prompt.
         num_kept_tokens: tokens of text before them, the system prompt for one; they are not run again.
+        num_vision_tokens: as in ``flops``.
 
     Raises:
         ValueError: the question has no tokens, or a number is negative.
@@ -158,11 +165,14 @@ def later_question_flops(
             f"A later question has tokens of its own, after none or more that are kept; got {num_text_tokens} after "
             f"{num_kept_tokens}."
         )
-    decoder, tokens = _Decoder(config.text), num_frames * config.tokens_per_frame
+    decoder, tokens = _Decoder(config.text), _vision_tokens(config, num_frames, num_vision_tokens)
     reducer, projected, rows = Cost(), 0, num_text_tokens
-    if REDUCERS[config.reducer].reads_question:  # other tokens than for the first question
-        reducer = _reducer_cost(config, num_text_tokens, num_text_tokens)
-        projected, rows = _projected(config, reducer), tokens + num_text_tokens
+    again = _reducer_cost(config, num_text_tokens, num_text_tokens)
+    has_other_tokens = REDUCERS[config.reducer].reads_question
+    if has_other_tokens or again.mean_tokens is not None:
+        reducer, projected = again, _projected(config, again)
+    if has_other_tokens:
+        rows += tokens
     fused_keys = _prefusion_rows(config) + num_kept_tokens + num_text_tokens
     asked = _rows_read_before(config, num_text_tokens)
     return ByPart(
@@ -300,6 +310,25 @@ def _rows_read_before(config: LlavaMiniConfig, num_question_tokens: int) -> int:
 
 def _reducer_cost(config: LlavaMiniConfig, num_text_tokens: int, num_question_tokens: int) -> Cost:
     return REDUCERS[config.reducer].cost(config, min(num_text_tokens, num_question_tokens))
+
+
+def tokens_of_frame(config: LlavaMiniConfig) -> int:
+    """Tokens that a frame is counted with: all, or the published average where frames differ in their number."""
+    mean = REDUCERS[config.reducer].cost(config, 0).mean_tokens
+    return config.tokens_per_frame if mean is None else mean
+
+
+def _vision_tokens(config: LlavaMiniConfig, num_frames: int, given: int | None) -> int:
+    """Tokens of all frames."""
+    usual, most = tokens_of_frame(config), config.tokens_per_frame
+    least = most if usual == most else 1
+    if given is not None and not num_frames * least <= given <= num_frames * most:
+        each = f"{most}" if least == most else f"{least} to {most}"
+        raise ValueError(
+            f"num_vision_tokens is {given}, but with the reducer {config.reducer!r} a frame has {each}, and there are "
+            f"{num_frames}. Leave it out, or correct it."
+        )
+    return num_frames * usual if given is None else given
 
 
 def _check_prompt(num_frames: int, num_text_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """Pixels to patch features: a CLIP encoder up to its last-but-one layer (section 3).
 
-The last layer and the final norm are stored with the weights but never run: nothing reads them.
+The last layer and the final norm are stored with the weights but not run: nothing reads them, but for reducers that ask
+the last layer what the class token looks at.
 """
 
 from collections.abc import Sequence

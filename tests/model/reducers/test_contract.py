@@ -20,6 +20,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "token_packer": {"reducer": "token_packer", "reducer_grid": 2},
     "quecc": {"reducer": "quecc", "reducer_grid": 2, "prefusion_num_layers": 0},
     "llama_vid": {"reducer": "llama_vid", "prefusion_num_layers": 0},
+    "prumerge": {"reducer": "prumerge", "prefusion_num_layers": 0},
+    "prumerge_plus": {"reducer": "prumerge_plus", "prefusion_num_layers": 0},
+    "visionzip": {"reducer": "visionzip", "reducer_tokens": 7},
+    "divprune": {"reducer": "divprune", "reducer_tokens": 5},
 }
 """One model for each ``ReducerName``, by that name."""
 

@@ -3,13 +3,16 @@
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.reducers.average_pool import AveragePool
 from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer
+from llava_mini.model.reducers.divprune import DivPrune
 from llava_mini.model.reducers.identity import Identity
 from llava_mini.model.reducers.llama_vid import LlamaVid
 from llava_mini.model.reducers.m3 import MatryoshkaPool
 from llava_mini.model.reducers.mqt import MatryoshkaQueries
+from llava_mini.model.reducers.prumerge import PruMerge, PruMergePlus
 from llava_mini.model.reducers.quecc import QueCC
 from llava_mini.model.reducers.query import QueryReducer
 from llava_mini.model.reducers.token_packer import TokenPacker
+from llava_mini.model.reducers.visionzip import VisionZip
 
 __all__ = ["REDUCERS", "Cost", "Question", "Reduced", "Reducer", "build_reducer"]
 
@@ -22,6 +25,10 @@ REDUCERS: dict[str, type[Reducer]] = {
     "token_packer": TokenPacker,
     "quecc": QueCC,
     "llama_vid": LlamaVid,
+    "prumerge": PruMerge,
+    "prumerge_plus": PruMergePlus,
+    "visionzip": VisionZip,
+    "divprune": DivPrune,
 }
 """By ``ReducerName``."""
 

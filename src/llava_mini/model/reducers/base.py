@@ -67,8 +67,11 @@ class Cost:
     """Operations here for each frame."""
     of_tower: int = 0
     """Operations here for each view of a frame, of what is read of the vision tower besides its layers."""
+    mean_tokens: int | None = None
+    """Tokens of a frame on average, as published, where frames differ in their number; they are then reduced again for
+    each question. None: all frames have as many as they have places."""
     projected: int | None = None
-    """Rows of a frame that the projector maps here, without those that pre-fusion reads. None: all its tokens."""
+    """Rows of a frame that the projector maps here, without those that pre-fusion reads. None: all its places."""
     published: int = 0
     """Operations for each frame in the code of the method's authors, counted as the paper counts."""
     published_projected: int | None = None
@@ -128,3 +131,8 @@ def grid_side(patches: Tensor) -> int:
             f"A reducer needs a square grid of patches, got {patches.shape[1]} per frame. Did the class token stay in?"
         )
     return side
+
+
+def take_rows(rows: Tensor, numbers: Tensor) -> Tensor:
+    """Rows with these numbers of each frame: [F, N, E] and [F, K] int64 to [F, K, E]."""
+    return rows.gather(1, numbers[..., None].expand(-1, -1, rows.shape[-1]))
