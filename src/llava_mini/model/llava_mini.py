@@ -19,7 +19,9 @@ from transformers.utils.generic import ModelOutput
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
+from llava_mini.model import inside as insides
 from llava_mini.model import splice
+from llava_mini.model.head import read_whole
 from llava_mini.model.headless import Headless
 from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
@@ -66,6 +68,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"The reducer {config.reducer!r} needs the question, or gives frames different numbers of tokens, so "
                 "pre-fusion, which sees frames before any question, cannot follow it. Set prefusion_num_layers=0."
             )
+        insides.let_in(self.reducer, self.language_model, config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -148,7 +151,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         grid, patches = join_crops(features, self.config.resolution_ratio)
         if self.reducer.is_late:
             return None, grid  # [F, N, what the reducer reads]
-        if self.config.reducer == "identity":
+        if self.reducer.keeps_patches:
             projected = self.projector(patches)  # [F, P, D]
             return projected, projected
         if self.prefusion is None:
@@ -211,7 +214,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def _vision_rows(self, patches: Tensor | None, reduced: Tensor) -> Tensor:
         """What pre-fusion reads of frames before any text."""
         assert patches is not None
-        both = self._num_outputs(reduced) and self.config.reducer != "identity"  # whose patches are not read twice
+        both = self._num_outputs(reduced) and not self.reducer.keeps_patches  # which are not read twice
         return torch.cat([patches, reduced], dim=1) if both else patches
 
     def _num_outputs(self, reduced: Tensor) -> int:
@@ -235,6 +238,10 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         return self.get_input_embeddings()(torch.tensor(same, dtype=torch.long, device=inputs.input_ids.device))
 
     # The seam.
+
+    def inside(self, fused: FusedPrompt) -> dict[str, insides.Inside]:
+        """What the language model is given besides some prompts, as keywords: for most reducers nothing."""
+        return insides.arguments(self.reducer, fused, self.config)
 
     def fuse(self, inputs: ModelInputs) -> FusedPrompt:
         """Turn ids and pixels into the embeddings that the language model reads.
@@ -340,6 +347,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        inside: insides.Inside | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -354,6 +362,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             inputs_embeds: [B, S, D], in place of ``input_ids``: an already fused prompt.
             position_ids: [B, S]. None: counted over the attention mask.
             past_key_values: the language model's cache.
+            inside: with ``inputs_embeds`` of a reducer that acts inside the language model, what ``inside`` returns.
             logits_to_keep: compute logits for so many last positions only; 0 is all.
             **kwargs: for the language model.
 
@@ -363,6 +372,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         read, labels = self.language_inputs(
             input_ids, pixel_values, attention_mask, answer_mask, labels, inputs_embeds, position_ids, past_key_values
         )
+        kwargs |= {} if inside is None else {insides.KEYWORD: inside}
         return self.language_model(**read, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
 
     def language_inputs(
@@ -383,6 +393,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 "pixel_values were given together with past_key_values that already hold a prompt. Frames change the "
                 "fused text before them: pass the whole conversation without past_key_values."
             )
+        inside: dict[str, insides.Inside] = {}
         if inputs_embeds is None and is_first:
             if input_ids is None:
                 raise ValueError("Give input_ids, or inputs_embeds made by fuse().")
@@ -397,6 +408,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             )
             input_ids, inputs_embeds, labels = None, fused.inputs_embeds, fused.labels
             attention_mask = None if attention_mask is None else fused.attention_mask
+            inside = self.inside(fused)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
@@ -406,6 +418,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
+            **inside,
         }
         return read, labels
 
@@ -469,27 +482,13 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             known_ids,
             inputs_embeds=fused.inputs_embeds,
             attention_mask=fused.attention_mask,
+            **self.inside(fused),
             **kwargs,
         )
         sequences = output if isinstance(output, Tensor) else cast(Any, output).sequences
         copies = sequences.shape[0] // fused.input_ids.shape[0]
         sequences[:, : known_ids.shape[1]] = fused.input_ids.repeat_interleave(copies, dim=0)
         return cast("Tensor | ModelOutput", output)
-
-
-def read_whole(head: nn.Module) -> None:
-    """Let a linear layer get rows that lie side by side, which changes no number.
-
-    transformers gives the head the last row of each prompt as a view. On CPUs torch multiplies a view by a transposed
-    copy of the weight, one for each prompt: in bfloat16 300 ms for 32,000 words of width 2048, in place of 6.
-    """
-    head.register_forward_pre_hook(_side_by_side)
-
-
-def _side_by_side(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Rows [B, T, D] with the strides of a tensor of their own; copied only where they do not lie side by side."""
-    rows, *others = inputs
-    return (rows.flatten(0, -2).contiguous().view(rows.shape), *others)
 
 
 def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig | None) -> None:

@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prumerge_plus": {"reducer": "prumerge_plus", "prefusion_num_layers": 0},
     "visionzip": {"reducer": "visionzip", "reducer_tokens": 7},
     "divprune": {"reducer": "divprune", "reducer_tokens": 5},
+    "fastv": {"reducer": "fastv", "prefusion_num_layers": 0, "reducer_tokens": 5},
 }
 """One model for each ``ReducerName``, by that name."""
 

@@ -4,6 +4,7 @@ from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.reducers.average_pool import AveragePool
 from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer
 from llava_mini.model.reducers.divprune import DivPrune
+from llava_mini.model.reducers.fastv import FastV
 from llava_mini.model.reducers.identity import Identity
 from llava_mini.model.reducers.llama_vid import LlamaVid
 from llava_mini.model.reducers.m3 import MatryoshkaPool
@@ -29,6 +30,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "prumerge_plus": PruMergePlus,
     "visionzip": VisionZip,
     "divprune": DivPrune,
+    "fastv": FastV,
 }
 """By ``ReducerName``."""
 
