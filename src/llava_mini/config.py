@@ -29,6 +29,8 @@ ReducerName = Literal[
     "visionzip",
     "divprune",
     "fastv",
+    "voco",
+    "query_inside",
 ]
 
 TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
@@ -45,6 +47,8 @@ TOKENS_PER_FRAME: dict[str, Callable[["LlavaMiniConfig"], int]] = {
     "visionzip": lambda config: config.reducer_tokens,
     "divprune": lambda config: config.reducer_tokens,
     "fastv": lambda config: config.patches_per_frame,
+    "voco": lambda config: config.reduced_patches + config.reducer_tokens,
+    "query_inside": lambda config: config.patches_per_frame,
 }
 """Places in the prompt for one frame, by ``ReducerName``: all its tokens, or the most it can have."""
 
@@ -183,6 +187,16 @@ class LlavaMiniConfig(PreTrainedConfig):
             raise ValueError(
                 f"The reducer {self.reducer!r} keeps at most {most} tokens of a frame here, but reducer_tokens is "
                 f"{self.reducer_tokens}. Give a smaller number."
+            )
+        if self.reducer == "query_inside" and self.reducer_grid > self.reduced_side:
+            raise ValueError(
+                f"The query_inside reducer puts reducer_grid={self.reducer_grid} rows per side in the places of "
+                f"{self.reduced_side} patches per side. Give a smaller reducer_grid."
+            )
+        if self.reducer == "query_inside" and self.text.hidden_size % 8:
+            raise ValueError(
+                f"The query_inside reducer has 8 heads, but the language width {self.text.hidden_size} is not a "
+                "multiple of 8. Change text_config.hidden_size or the reducer."
             )
 
     @property

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from llava_mini.flow import FusedPrompt
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.positions import sine_cosine_2d
+from llava_mini.model.reducers.query_inside import QueryInside
 from tests.tiny_models import IMAGE_TOKEN, tiny_model
 
 Model = LlavaMiniForConditionalGeneration
@@ -49,8 +51,50 @@ def fastv(model: Model, twin: Model, rows: Tensor, is_image: Tensor, length: int
     return ByHand(from_layer(config.reducer_layer, stays), stays)
 
 
+def voco(model: Model, twin: Model, rows: Tensor, is_image: Tensor, length: int) -> ByHand:
+    per_frame, number = model.config.tokens_per_frame, model.config.reducer_tokens
+    places = [int(place) for place in is_image.nonzero()[:, 0]]
+    frame_of = {place: index // per_frame for index, place in enumerate(places)}
+    gathering = {place for index, place in enumerate(places) if index % per_frame >= per_frame - number}
+    first = min(places, default=len(rows))
+
+    def sees(row: int, key: int) -> bool:
+        if key > row:
+            return False
+        if row in frame_of:
+            return key < first or frame_of.get(key) == frame_of[row]
+        return key not in frame_of or key in gathering
+
+    seen = torch.tensor([[sees(row, key) for key in range(len(rows))] for row in range(len(rows))])
+    return ByHand(lambda _: seen, torch.ones(len(rows), dtype=torch.bool))
+
+
+def query_inside(model: Model, twin: Model, rows: Tensor, is_image: Tensor, length: int) -> ByHand:
+    config, reducer = model.config, model.reducer
+    assert isinstance(reducer, QueryInside)
+    frames = is_image.nonzero()[:, 0].view(-1, config.tokens_per_frame)  # [F, P] places
+    last = frames[:, frames.shape[1] - config.reducer_grid**2 :]
+    stays = ~is_image
+    stays[last.flatten()] = True
+
+    def changed(index: int, hidden: Tensor) -> Tensor:
+        if index != config.reducer_layer:
+            return hidden
+        hidden = hidden.clone()
+        for patches, places in zip(frames, last, strict=True):
+            values = reducer.row_norm(hidden[patches])[None]
+            codes = [sine_cosine_2d(side, values.shape[2]) for side in (config.patches_per_side, config.reducer_grid)]
+            queries = reducer.query_norm(reducer.queries)[None] + codes[1]
+            hidden[places] = reducer.attend(queries, values + codes[0], values)[0][0]
+        return hidden
+
+    return ByHand(from_layer(config.reducer_layer, stays), stays, changed)
+
+
 METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model, Tensor, Tensor, int], ByHand]]] = {
     "fastv": ({"reducer_tokens": 5}, fastv),
+    "voco": ({"reducer_tokens": 2}, voco),
+    "query_inside": ({"reducer_grid": 2}, query_inside),
 }
 """Fields of a configuration, and what the method does: for a model, its plain twin, the rows [S, D] of a prompt and
 perhaps of an answer, which of them are of frames [S], and the length of the prompt."""

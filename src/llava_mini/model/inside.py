@@ -70,10 +70,13 @@ class PromptRows:
         place = (self.is_image.cumsum(1) - 1) % self.tokens_per_frame
         return self.is_image & (place >= self.tokens_per_frame - number)
 
-    def fitted(self, values: Tensor, like: Tensor, fill: bool | int = False) -> Tensor:
-        """Values of rows [B, S] for a call with rows [B', R, D]: copies of prompts side by side, then more text."""
-        copies = values.repeat_interleave(like.shape[0] // values.shape[0], dim=0).to(like.device)
-        return nn.functional.pad(copies, (0, like.shape[1] - copies.shape[1]), value=fill)  # [B', R]
+    def fitted(self, values: Tensor, hidden: Tensor, length: int, fill: bool | int = False) -> Tensor:
+        """Values of rows [B, S] for a call with rows [B', R, D], with more text after them: [B', length].
+
+        Copies of a prompt, as beams are, stand side by side.
+        """
+        copies = values.repeat_interleave(hidden.shape[0] // values.shape[0], dim=0).to(hidden.device)
+        return nn.functional.pad(copies, (0, length - copies.shape[1]), value=fill)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "visionzip": {"reducer": "visionzip", "reducer_tokens": 7},
     "divprune": {"reducer": "divprune", "reducer_tokens": 5},
     "fastv": {"reducer": "fastv", "prefusion_num_layers": 0, "reducer_tokens": 5},
+    "voco": {"reducer": "voco", "prefusion_num_layers": 0, "reducer_tokens": 2},
+    "query_inside": {"reducer": "query_inside", "prefusion_num_layers": 0, "reducer_grid": 2},
 }
 """One model for each ``ReducerName``, by that name."""
 

@@ -14,6 +14,8 @@ from llava_mini.model.reducers.quecc import QueCC
 from llava_mini.model.reducers.query import QueryReducer
 from llava_mini.model.reducers.token_packer import TokenPacker
 from llava_mini.model.reducers.visionzip import VisionZip
+from llava_mini.model.reducers.query_inside import QueryInside
+from llava_mini.model.reducers.voco import VoCo
 
 __all__ = ["REDUCERS", "Cost", "Question", "Reduced", "Reducer", "build_reducer"]
 
@@ -31,6 +33,8 @@ REDUCERS: dict[str, type[Reducer]] = {
     "visionzip": VisionZip,
     "divprune": DivPrune,
     "fastv": FastV,
+    "voco": VoCo,
+    "query_inside": QueryInside,
 }
 """By ``ReducerName``."""
 

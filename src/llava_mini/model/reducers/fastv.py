@@ -63,7 +63,7 @@ class _MostLookedAt(Dropping):
 
     def keep(self, given: LayerInput) -> Tensor:
         """[B, R] bool."""
-        is_image = self.rows.fitted(self.rows.is_image, given.hidden)
+        is_image = self.rows.fitted(self.rows.is_image, given.hidden, given.hidden.shape[1])
         number = is_image.sum(1, keepdim=True) // self.rows.tokens_per_frame * self._config.reducer_tokens  # [B, 1]
         order = self._attention.masked_fill(~is_image, -1).argsort(dim=1, descending=True, stable=True)
         return ~is_image | (order.argsort(1) < number)
