@@ -188,16 +188,6 @@ class LlavaMiniConfig(PreTrainedConfig):
                 f"The reducer {self.reducer!r} keeps at most {most} tokens of a frame here, but reducer_tokens is "
                 f"{self.reducer_tokens}. Give a smaller number."
             )
-        if self.reducer == "query_inside" and self.reducer_grid > self.reduced_side:
-            raise ValueError(
-                f"The query_inside reducer puts reducer_grid={self.reducer_grid} rows per side in the places of "
-                f"{self.reduced_side} patches per side. Give a smaller reducer_grid."
-            )
-        if self.reducer == "query_inside" and self.text.hidden_size % 8:
-            raise ValueError(
-                f"The query_inside reducer has 8 heads, but the language width {self.text.hidden_size} is not a "
-                "multiple of 8. Change text_config.hidden_size or the reducer."
-            )
 
     @property
     def vision(self) -> CLIPVisionConfig:

@@ -14,6 +14,7 @@ from llava_mini.model.inside import Inside
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.reducers import REDUCERS
 from tests.model.inside_by_hand import METHODS, expected, inside_model
+from tests.model.reducers.test_contract import METHODS as CONTRACT
 from tests.model.test_fuse import vars_of
 from tests.tiny_engine import picture, tiny_parts, write_film
 from tests.tiny_models import batch, pixels, prompt, tiny_model
@@ -257,7 +258,7 @@ def test_a_prompt_in_pieces_is_refused_where_rows_are_dropped_by_the_whole(metho
 
 @pytest.mark.parametrize("reducer", sorted(set(REDUCERS) - set(METHODS)))
 def test_other_reducers_tell_the_language_model_nothing(reducer: str):
-    model = tiny_model(reducer=reducer, prefusion_num_layers=0)
+    model = tiny_model(**CONTRACT[reducer])
     assert model.inside(model.fuse(ModelInputs(input_ids=torch.tensor([[5, 6]])))) == {}
 
 

@@ -14,6 +14,7 @@ from llava_mini.checkpoint.locate import locate
 from llava_mini.checkpoint.source import Source, check_complete, read_source
 from llava_mini.checkpoint.tensors import size_in_bytes, write_shards
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.reducers import REDUCERS
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -73,7 +74,7 @@ def convert(
             reducer_tokens=reducer_tokens,
             prefusion_num_layers=prefusion_num_layers or 0,
         )
-        if reducer_tokens not in (None, found.config.tokens_per_frame):
+        if reducer_tokens is not None and not REDUCERS[found.config.reducer].reads_tokens:
             raise ValueError(
                 f"reducer_tokens is {reducer_tokens}, but the reducer {reducer!r} does not read it: a frame takes "
                 f"{found.config.tokens_per_frame} with it. Leave reducer_tokens out."

@@ -7,13 +7,13 @@ which stays as transformers wrote it (paper, appendix E.3).
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationConfig, GenerationMixin
+from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
@@ -21,6 +21,7 @@ from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import inside as insides
 from llava_mini.model import splice
+from llava_mini.model.assistance import refuse_assistance
 from llava_mini.model.head import read_whole
 from llava_mini.model.headless import Headless
 from llava_mini.model.prefusion import Fused, Prefusion
@@ -456,7 +457,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"generate() was given a cache of {cache.get_seq_length()} positions. Frames change all the text of a "
                 "prompt, so a cache from an earlier turn does not fit: pass the whole conversation instead."
             )
-        _refuse_assistance(kwargs, self.generation_config)
+        refuse_assistance(kwargs, self.generation_config)
         if (input_ids is None) == (fused is None):
             raise ValueError("generate() needs input_ids (from the processor) or fused (from fuse()), one of the two.")
         if fused is None:
@@ -489,18 +490,3 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         copies = sequences.shape[0] // fused.input_ids.shape[0]
         sequences[:, : known_ids.shape[1]] = fused.input_ids.repeat_interleave(copies, dim=0)
         return cast("Tensor | ModelOutput", output)
-
-
-def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig | None) -> None:
-    """Refuse what transformers cannot do exactly with embedded prompts.
-
-    Raises:
-        ValueError: drafts by another model or by look-up are asked for.
-    """
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-        sources = (arguments, *(vars(one) for one in (arguments.get("generation_config"), default) if one is not None))
-        if any(source.get(name) is not None for source in sources):
-            raise ValueError(
-                f"generate() was given {name}. transformers' assisted decoding does not start from embeddings, as "
-                "every prompt here does, and would change answers. Leave it out."
-            )

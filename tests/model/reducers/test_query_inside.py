@@ -5,7 +5,7 @@ import torch
 
 from llava_mini.flow import ModelInputs
 from tests.model.inside_by_hand import inside_model
-from tests.tiny_models import pixels, prompt, tiny_config
+from tests.tiny_models import pixels, prompt
 
 
 def test_queries_learn_from_an_answer_and_so_do_the_layers_before_them():
@@ -40,4 +40,4 @@ def test_later_layers_know_of_a_frame_what_the_queries_take():
 )
 def test_sizes_that_do_not_fit_are_refused(fields, complaint):
     with pytest.raises(ValueError, match=complaint):
-        tiny_config(reducer="query_inside", prefusion_num_layers=0, **fields)
+        inside_model("query_inside", **fields)

@@ -12,9 +12,9 @@ from llava_mini.model.reducers.mqt import MatryoshkaQueries
 from llava_mini.model.reducers.prumerge import PruMerge, PruMergePlus
 from llava_mini.model.reducers.quecc import QueCC
 from llava_mini.model.reducers.query import QueryReducer
+from llava_mini.model.reducers.query_inside import QueryInside
 from llava_mini.model.reducers.token_packer import TokenPacker
 from llava_mini.model.reducers.visionzip import VisionZip
-from llava_mini.model.reducers.query_inside import QueryInside
 from llava_mini.model.reducers.voco import VoCo
 
 __all__ = ["REDUCERS", "Cost", "Question", "Reduced", "Reducer", "build_reducer"]

@@ -102,6 +102,8 @@ class Reducer(nn.Module):
     without gradients, instead of words."""
     has_linear_projector: ClassVar[bool] = False
     """Whether one linear map without bias takes the place of the two-layer projector."""
+    reads_tokens: ClassVar[bool] = False
+    """Whether ``reducer_tokens`` says how many tokens it makes, or leaves."""
     keeps_patches: ClassVar[bool] = False
     """Whether its tokens are all patches, projected. Frames are then not given to its ``forward``."""
     acts_inside: ClassVar[bool] = False

@@ -21,6 +21,7 @@ class DivPrune(Reducer):
     """Keep ``reducer_tokens`` patches with a large smallest distance."""
 
     reads_projected = True
+    reads_tokens = True
 
     def forward(self, patches: Tensor) -> Reduced:
         """patches: [F, N, D], projected."""

@@ -21,6 +21,7 @@ from llava_mini.model.reducers.base import Cost, Reduced, Reducer
 class FastV(Reducer):
     """Keep all patches at first, and inside the language model those that the question looks at."""
 
+    reads_tokens = True
     keeps_patches = True
     acts_inside = drops_inside = True
     drops_in_training = False

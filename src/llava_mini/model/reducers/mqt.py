@@ -32,6 +32,7 @@ class MatryoshkaQueries(Reducer):
     """
 
     has_linear_projector: ClassVar[bool] = True
+    reads_tokens = True
 
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__(config)

@@ -34,6 +34,16 @@ class QueryInside(Reducer):
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__(config)
         width = config.text.hidden_size
+        if width % NUM_HEADS:
+            raise ValueError(
+                f"The query_inside reducer has {NUM_HEADS} heads, but the language width {width} is not a multiple of "
+                f"{NUM_HEADS}. Change text_config.hidden_size or the reducer."
+            )
+        if config.reducer_grid > config.reduced_side:
+            raise ValueError(
+                f"The query_inside reducer puts reducer_grid={config.reducer_grid} rows per side in the places of "
+                f"{config.reduced_side} patches per side. Give a smaller reducer_grid."
+            )
         self.queries = nn.Parameter(torch.empty(config.reducer_grid**2, width))
         self.query_norm = nn.LayerNorm(width)
         self.row_norm = nn.LayerNorm(width)

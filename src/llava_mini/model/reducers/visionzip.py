@@ -43,6 +43,7 @@ class VisionZip(Reducer):
     """Keep what dominates, and merge the rest by likeness into ``reducer_tokens`` in all."""
 
     reads = (TowerRead(layers=lambda count: (count - 2, count - 1), values=read_last_run_layer),)
+    reads_tokens = True
 
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__(config)

@@ -41,6 +41,7 @@ class VoCo(Reducer):
     """Patches, and learned rows after them in which the language model gathers what they say."""
 
     reads_projected = True
+    reads_tokens = True
     acts_inside = True
 
     def __init__(self, config: LlavaMiniConfig) -> None:
