@@ -226,7 +226,9 @@ def test_info_of_an_unknown_model_lists_the_presets(capsys):
     assert all(name in told for name in PRESETS)
 
 
-@pytest.mark.parametrize("method", [["prumerge_plus"], ["divprune", "--reducer-tokens", 5]])
+@pytest.mark.parametrize(
+    "method", [["prumerge_plus"], ["divprune", "--reducer-tokens", 5], ["fastv", "--reducer-tokens", 1]]
+)
 def test_a_model_without_reduction_is_converted_to_a_method_without_training_and_answers(tmp_path, capsys, method):
     for part in tiny_parts(fields={"reducer": "identity", "prefusion_num_layers": 0}):
         part.save_pretrained(tmp_path / "all")

@@ -57,6 +57,8 @@ class LlavaMiniConfig(PreTrainedConfig):
     """Tokens per side: a frame becomes ``reducer_grid ** 2`` tokens. Read by reducers whose tokens form a grid."""
     reducer_tokens: int = 16
     """Tokens of a frame. Read by reducers whose tokens form no grid."""
+    reducer_layer: int = 2
+    """Layers of the language model that read all rows of a frame. Read by reducers that drop some inside it."""
     prefusion_num_layers: int = 4
     """Decoder layers in which the text reads all patches before the language model (section 4.2)."""
     resolution_ratio: int = 1
@@ -92,13 +94,14 @@ class LlavaMiniConfig(PreTrainedConfig):
         for name in ("fuse_token_id_zero", "fuse_answers"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"LlavaMiniConfig.{name} is True or False, got {getattr(self, name)!r}.")
-        for name in ("reducer_grid", "reducer_tokens", "prefusion_num_layers", "resolution_ratio", "image_token_id"):
+        numbers = ("reducer_grid", "reducer_tokens", "reducer_layer", "prefusion_num_layers", "resolution_ratio")
+        for name in (*numbers, "image_token_id"):
             if type(getattr(self, name)) is not int:
                 raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {getattr(self, name)!r}.")
         _one_of("reducer", self.reducer, tuple(REDUCER_SETTINGS))
         _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer", "nowhere"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
-        for name in ("reducer_grid", "reducer_tokens", "prefusion_num_layers", "resolution_ratio"):
+        for name in numbers:
             least = 0 if name == "prefusion_num_layers" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"LlavaMiniConfig.{name} must be at least {least}, got {getattr(self, name)}.")

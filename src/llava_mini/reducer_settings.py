@@ -76,6 +76,14 @@ REDUCER_SETTINGS: dict[str, ReducerSettings] = {
     "prumerge_plus": ReducerSettings(tokens=lambda config: config.reduced_patches + 1),
     "visionzip": ReducerSettings(tokens=_chosen, most_tokens=lambda config: config.reduced_patches + 1),
     "divprune": ReducerSettings(tokens=_chosen, most_tokens=lambda config: config.reduced_patches),
+    "fastv": ReducerSettings(
+        tokens=lambda config: config.patches_per_frame, most_tokens=lambda config: config.patches_per_frame
+    ),
+    "voco": ReducerSettings(
+        tokens=lambda config: config.reduced_patches + config.reducer_tokens,
+        most_tokens=lambda config: config.reduced_patches,
+    ),
+    "query_inside": ReducerSettings(tokens=lambda config: config.patches_per_frame),
 }
 """By the name that a configuration's ``reducer`` has."""
 

@@ -75,3 +75,9 @@ def test_a_model_with_bfloat16_language_keeps_its_dtypes(tmp_path):
 def test_an_existing_destination_is_refused(tmp_path):
     with pytest.raises(ValueError, match="exists already"):
         export(RELEASED, tmp_path)
+
+
+def test_a_model_whose_reducer_acts_inside_the_language_model_is_refused(tmp_path):
+    model = tiny_model(reducer="fastv", prefusion_num_layers=0)
+    with pytest.raises(ValueError, match="'fastv' acts inside the language model"):
+        export(model, tmp_path / "parts")

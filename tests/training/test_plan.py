@@ -61,8 +61,9 @@ def test_states_take_as_many_bytes_as_planned(dtype):
         ({}, STAGE_2, None),
         ({"reducer": "average_pool"}, STAGE_2, None),
         ({}, STAGE_2, LoraSettings(rank=1)),
+        ({"reducer": "fastv", "prefusion_num_layers": 0, "reducer_tokens": 2}, STAGE_2, None),
     ],
-    ids=["stage 1", "stage 2", "average pool", "low-rank"],
+    ids=["stage 1", "stage 2", "average pool", "low-rank", "fastv"],
 )
 def test_work_is_within_five_percent_of_what_torch_counts(fields, rates, lora):
     text = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 160, "head_dim": 16}

@@ -93,6 +93,13 @@ PAPER: tuple[Printed, ...] = (
         note="misprint of 1.71",
     ),
     Printed(table="7", model="4 pre-fusion layers", fields={}, printed=1.96),
+    Printed(
+        table="12",
+        model="inside the language model",
+        fields={"reducer": "query_inside", "reducer_layer": 4, "prefusion_num_layers": 0},
+        printed=1.84,
+        note="no code is published; 1.89 by the paper's own counting",
+    ),
     Printed(table="8", model="average pooling, 1 token", fields={"reducer": "average_pool"}, printed=1.96),
     Printed(table="8", model="query, 4 tokens", fields={"reducer_grid": 2}, printed=2.01),
 )
@@ -127,8 +134,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "PruMerge+": {"reducer": "prumerge_plus", "prefusion_num_layers": 0},
     "VisionZip": {"reducer": "visionzip", "prefusion_num_layers": 0},
     "DivPrune": {"reducer": "divprune", "prefusion_num_layers": 0},
+    "FastV": {"reducer": "fastv", "prefusion_num_layers": 0},
+    "VoCo": {"reducer": "voco", "prefusion_num_layers": 0},
+    "inside the language model": {"reducer": "query_inside", "prefusion_num_layers": 0},
 }
-"""Ways from patches to tokens that exist here, by what they change about LLaVA-Mini."""
+"""Ways from patches to tokens that exist here, by what they change about LLaVA-Mini. Tokens are those that the language
+model's last layer gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +199,7 @@ def _configs(settings: Settings) -> dict[str, LlavaMiniConfig]:
                 config = changed(size_config(settings.size, tokens=tokens, hd=settings.hd), **fields)
             except ValueError:  # so many tokens are none of its numbers
                 continue
-            taken = cost.tokens_of_frame(config)
+            taken = cost.rows_of_layers(config, 1, 0)[-1]
             found[f"{name}, {taken} token{'' if taken == 1 else 's'}"] = config
     return found
 

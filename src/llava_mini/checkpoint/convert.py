@@ -73,11 +73,6 @@ def convert(
             reducer_tokens=reducer_tokens,
             prefusion_num_layers=prefusion_num_layers or 0,
         )
-        if reducer_tokens not in (None, found.config.tokens_per_frame):
-            raise ValueError(
-                f"reducer_tokens is {reducer_tokens}, but the reducer {reducer!r} does not read it: a frame takes "
-                f"{found.config.tokens_per_frame} with it. Leave reducer_tokens out."
-            )
         check_complete(found.tensors, found.config, folder)
     with complete_or_nothing(destination, size_in_bytes(found.tensors)) as new:
         write_config(found, new)

@@ -24,6 +24,7 @@ from llava_mini.checkpoint.locate import locate
 from llava_mini.checkpoint.source import EXPORTED_PARTS, Source, read_source
 from llava_mini.checkpoint.tensors import size_in_bytes, write_shards
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.model.reducers import REDUCERS
 
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
@@ -45,11 +46,16 @@ def export(
         The destination.
 
     Raises:
-        ValueError: as ``convert``.
+        ValueError: as ``convert``, or the reducer acts inside the language model.
     """
     destination = Path(destination).expanduser()
     check_destination(destination)
     source = _in_memory(model) if isinstance(model, LlavaMiniForConditionalGeneration) else read_source(locate(model))
+    if REDUCERS[source.config.reducer].acts_inside:
+        raise ValueError(
+            f"The reducer {source.config.reducer!r} acts inside the language model, and a plain language model would "
+            "answer without it. Export a model with another reducer."
+        )
     embeddings = source.tensors[EMBEDDINGS]
     num_bytes = size_in_bytes(source.tensors) + size_in_bytes({EMBEDDINGS: embeddings})
     with complete_or_nothing(destination, num_bytes) as folder:

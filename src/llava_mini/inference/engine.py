@@ -383,6 +383,8 @@ class Engine:
             for part, seconds in shared.seconds.items():
                 counts.seconds[part] += seconds / len(stats)
             counts.vision_tokens = int((fused.input_ids[row] == self.model.config.image_token_id).sum())
+        if self.model.reducer.drops_inside:
+            return [keyed_prompt(fused, row, None) for row in range(len(inputs))]
         context = (self._state.language(), *reading.keys)
         # Frames that are reduced for a question fit no other one.
         asked = [str(ids) if self.model.reducer.reads_question else "" for ids in fused.input_ids.tolist()]

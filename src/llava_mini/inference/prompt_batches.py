@@ -52,8 +52,14 @@ def left_padded(prompts: Sequence[FusedPrompt]) -> FusedPrompt:
     )
 
 
-def keyed_prompt(fused: FusedPrompt, row: int, context: tuple[str, ...]) -> KeyedPrompt:
-    """Take one prompt out of a batch that is padded on the right. context: what else its keys and values depend on."""
+def keyed_prompt(fused: FusedPrompt, row: int, context: tuple[str, ...] | None) -> KeyedPrompt:
+    """Take one prompt out of a batch that is padded on the right.
+
+    Args:
+        fused: the batch.
+        row: which prompt.
+        context: what else its keys and values depend on. None: they serve no other prompt.
+    """
     length = int(fused.attention_mask[row].sum())
     one = FusedPrompt(
         inputs_embeds=fused.inputs_embeds[row : row + 1, :length],
@@ -62,6 +68,7 @@ def keyed_prompt(fused: FusedPrompt, row: int, context: tuple[str, ...]) -> Keye
         is_fused=fused.is_fused[row : row + 1, :length],
         num_frames=fused.num_frames[row : row + 1],
     )
-    return KeyedPrompt(
-        fused=one, key=PromptKey(context=context, ids=one.input_ids[0].cpu(), fused=one.is_fused[0].cpu())
-    )
+    if context is None:
+        return KeyedPrompt(fused=one, key=None)
+    key = PromptKey(context=context, ids=one.input_ids[0].cpu(), fused=one.is_fused[0].cpu())
+    return KeyedPrompt(fused=one, key=key)

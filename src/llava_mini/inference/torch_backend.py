@@ -123,11 +123,13 @@ def _sampling(temperature: float) -> dict[str, Any]:
 
 
 def _prefill(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, cache: DynamicCache, stop: Event) -> None:
-    """Run a long prompt through the language model in pieces, up to the last of them."""
-    length = fused.inputs_embeds.shape[1]
+    """Run a long prompt through the language model in pieces, up to the last of them, if the reducer lets it be cut."""
+    if model.reducer.drops_inside:
+        return
+    length, inside = fused.inputs_embeds.shape[1], model.inside(fused)
     while (start := cache.get_seq_length()) < length - PREFILL_TOKENS and not stop.is_set():
         piece = fused.inputs_embeds[:, start : start + PREFILL_TOKENS].to(model.dtype)
-        model.language_model.get_decoder()(inputs_embeds=piece, past_key_values=cache, use_cache=True)
+        model.language_model.get_decoder()(inputs_embeds=piece, past_key_values=cache, use_cache=True, **inside)
 
 
 def stop_ids(model: LlavaMiniForConditionalGeneration) -> set[int]:

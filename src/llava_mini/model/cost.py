@@ -82,10 +82,9 @@ def flops(
     )
 
     decoder = _Decoder(config.text)
-    length = _vision_tokens(config, num_frames, num_vision_tokens) + num_text_tokens
     asked = _rows_read_before(config, min(num_text_tokens, num_question_tokens) if num_frames else 0)
-    language_model = config.text.num_hidden_layers * (decoder.layer(length, length) + decoder.layer(asked, asked))
-    language_model += decoder.head
+    language_model = _whole_prompt(config, reducer, num_frames, num_text_tokens, num_vision_tokens)
+    language_model += config.text.num_hidden_layers * decoder.layer(asked, asked)
     return ByPart(
         vision_tower=num_frames * config.views_per_frame * (one_view + reducer.of_tower),
         reducer=num_frames * reducer.per_frame + (reducer.shared if num_frames else 0),
@@ -122,14 +121,15 @@ def paper_flops(
     one_view = _patch_embedding(config) + config.vision.num_hidden_layers * rows * _tower_layer(config)
     decoder = _Decoder(config.text)
     fused_rows = _prefusion_rows(config) + num_text_tokens
-    length = tokens + num_text_tokens  # the question is read once more for each frame
-    length += num_frames * _rows_read_before(config, min(num_text_tokens, num_question_tokens))
+    lengths = rows_of_layers(config, num_frames, num_text_tokens, num_vision_tokens)
+    again = num_frames * _rows_read_before(config, min(num_text_tokens, num_question_tokens))  # for each frame
     return ByPart(
         vision_tower=num_frames * config.views_per_frame * one_view,
         reducer=num_frames * reducer.published,
         projector=projected * _projector(config),
         prefusion=num_frames * config.prefusion_num_layers * fused_rows * decoder.linear,
-        language_model=length * (config.text.num_hidden_layers * decoder.linear + decoder.head),
+        language_model=sum(length + again for length in lengths) * decoder.linear
+        + (lengths[-1] + again) * decoder.head,
     )
 
 
@@ -147,7 +147,8 @@ def later_question_flops(
     for all questions are kept for each frame, and the question's rows run against them. The language model
     keeps its keys and values of that text and the frames, and runs the question's rows and the head. Where tokens
     depend on the question, what is kept of a frame is reduced again, and the language model reads the frames anew.
-    Where frames differ in the number of their tokens, they are reduced again as well.
+    Where frames differ in the number of their tokens, they are reduced again as well. Where rows are dropped inside
+    the language model, it reads the whole prompt anew.
 
     Args:
         config: the model.
@@ -173,6 +174,11 @@ def later_question_flops(
         reducer, projected = again, _projected(config, again)
     if has_other_tokens:
         rows += tokens
+    read = decoder.layer(rows, tokens + num_kept_tokens + num_text_tokens)
+    language_model = config.text.num_hidden_layers * read + decoder.head
+    if REDUCERS[config.reducer].drops_inside:
+        reducer = again
+        language_model = _whole_prompt(config, again, num_frames, num_kept_tokens + num_text_tokens, num_vision_tokens)
     fused_keys = _prefusion_rows(config) + num_kept_tokens + num_text_tokens
     asked = _rows_read_before(config, num_text_tokens)
     return ByPart(
@@ -180,9 +186,7 @@ def later_question_flops(
         reducer=num_frames * reducer.per_frame + (reducer.shared if num_frames else 0),
         projector=num_frames * projected * _projector(config),
         prefusion=num_frames * config.prefusion_num_layers * decoder.layer(num_text_tokens, fused_keys),
-        language_model=config.text.num_hidden_layers
-        * (decoder.layer(rows, tokens + num_kept_tokens + num_text_tokens) + decoder.layer(asked, asked))
-        + decoder.head,
+        language_model=language_model + config.text.num_hidden_layers * decoder.layer(asked, asked),
     )
 
 
@@ -204,6 +208,24 @@ def parameters(config: LlavaMiniConfig) -> ByPart:
         + text.num_hidden_layers * decoder_layer
         + language,
     )
+
+
+def rows_of_layers(
+    config: LlavaMiniConfig, num_frames: int, num_text_tokens: int, num_vision_tokens: int | None = None
+) -> list[int]:
+    """How many rows of a prompt each layer of the language model gets: fewer from where a reducer drops some.
+
+    Args:
+        config: the model.
+        num_frames: frames in the prompt.
+        num_text_tokens: all tokens of the prompt that are words.
+        num_vision_tokens: as in ``flops``.
+    """
+    num_layers, later = config.text.num_hidden_layers, REDUCERS[config.reducer].cost(config, 0).later_tokens
+    first = num_layers if later is None else config.reducer_layer
+    whole = _vision_tokens(config, num_frames, num_vision_tokens)
+    tokens = [whole] * first + [num_frames * (later or 0)] * (num_layers - first)
+    return [number + num_text_tokens for number in tokens]
 
 
 def weight_bytes(config: LlavaMiniConfig, dtype: str = "bfloat16") -> ByPart:
@@ -254,6 +276,15 @@ class _Decoder:
         return num_rows * self.linear + 4 * num_rows * num_keys * self.query_width
 
 
+def _whole_prompt(
+    config: LlavaMiniConfig, reducer: Cost, num_frames: int, num_text: int, num_vision_tokens: int | None
+) -> int:
+    """Operations of the language model on a prompt, from its first row on to the head at the last one."""
+    decoder, rows = _Decoder(config.text), rows_of_layers(config, num_frames, num_text, num_vision_tokens)
+    besides = rows[0] * reducer.per_row + reducer.per_prompt if num_frames else 0
+    return sum(decoder.layer(number, number) for number in rows) + besides + decoder.head
+
+
 def _two_passes(config: LlavaMiniConfig, decoder: _Decoder, num_text: int) -> int:
     """Operations of pre-fusion for one frame: vision rows, then text rows against them."""
     if config.prefusion_num_layers == 0:
@@ -267,7 +298,7 @@ def _two_passes(config: LlavaMiniConfig, decoder: _Decoder, num_text: int) -> in
 
 def _prefusion_rows(config: LlavaMiniConfig) -> int:
     """Vision rows of a frame in pre-fusion: patches, and reduced tokens where they pass through."""
-    passes = config.reducer != "identity" and config.vision_tokens_from == "prefusion"
+    passes = not REDUCERS[config.reducer].keeps_patches and config.vision_tokens_from == "prefusion"
     return config.patches_per_frame + (config.tokens_per_frame if passes else 0)
 
 
@@ -299,7 +330,7 @@ def _projected(config: LlavaMiniConfig, reducer: Cost) -> int:
     rows = config.tokens_per_frame if reducer.projected is None else reducer.projected
     if not config.prefusion_num_layers:
         return rows
-    are_patches = config.reducer == "identity" or REDUCERS[config.reducer].reads_projected
+    are_patches = REDUCERS[config.reducer].keeps_patches or REDUCERS[config.reducer].reads_projected
     return config.patches_per_frame + (0 if are_patches else rows)
 
 

@@ -19,6 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
+from llava_mini.model import inside as insides
 from llava_mini.model import splice
 from llava_mini.model.assistance import refuse_assistance
 from llava_mini.model.head import read_whole
@@ -40,11 +41,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = [  # noqa: RUF012
-        "CLIPEncoderLayer",
-        "PrefusionLayer",
-        *(reducer.__name__ for reducer in REDUCERS.values()),
-    ]
+    _no_split_modules = ["CLIPEncoderLayer", "PrefusionLayer", *(one.__name__ for one in REDUCERS.values())]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -68,6 +65,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 f"The reducer {config.reducer!r} needs the question, or gives frames different numbers of tokens, so "
                 "pre-fusion, which sees frames before any question, cannot follow it. Set prefusion_num_layers=0."
             )
+        insides.let_in(self.reducer, self.language_model, config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -150,7 +148,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         grid, patches = join_crops(features, self.config.resolution_ratio)
         if self.reducer.is_late:
             return None, grid  # [F, N, what the reducer reads]
-        if self.config.reducer == "identity":
+        if self.reducer.keeps_patches:
             projected = self.projector(patches)  # [F, P, D]
             return projected, projected
         if self.prefusion is None:
@@ -215,7 +213,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     def _vision_rows(self, patches: Tensor | None, reduced: Tensor) -> Tensor:
         """What pre-fusion reads of frames before any text."""
         assert patches is not None
-        both = self._num_outputs(reduced) and self.config.reducer != "identity"  # whose patches are not read twice
+        both = self._num_outputs(reduced) and not self.reducer.keeps_patches  # which are not read twice
         return torch.cat([patches, reduced], dim=1) if both else patches
 
     def _num_outputs(self, reduced: Tensor) -> int:
@@ -239,6 +237,10 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         return self.get_input_embeddings()(torch.tensor(same, dtype=torch.long, device=inputs.input_ids.device))
 
     # The seam.
+
+    def inside(self, fused: FusedPrompt) -> dict[str, insides.Inside]:
+        """What the language model is given besides some prompts, as keywords: for most reducers nothing."""
+        return insides.arguments(self.reducer, fused, self.config)
 
     def fuse(self, inputs: ModelInputs) -> FusedPrompt:
         """Turn ids and pixels into the embeddings that the language model reads.
@@ -344,6 +346,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        inside: insides.Inside | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -358,6 +361,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             inputs_embeds: [B, S, D], in place of ``input_ids``: an already fused prompt.
             position_ids: [B, S]. None: counted over the attention mask.
             past_key_values: the language model's cache.
+            inside: with ``inputs_embeds`` of a reducer that acts inside the language model, what ``inside`` returns.
             logits_to_keep: compute logits for so many last positions only; 0 is all.
             **kwargs: for the language model.
 
@@ -367,6 +371,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         read, labels = self.language_inputs(
             input_ids, pixel_values, attention_mask, answer_mask, labels, inputs_embeds, position_ids, past_key_values
         )
+        kwargs |= {} if inside is None else {insides.KEYWORD: inside}
         return self.language_model(**read, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
 
     def language_inputs(
@@ -387,6 +392,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
                 "pixel_values were given together with past_key_values that already hold a prompt. Frames change the "
                 "fused text before them: pass the whole conversation without past_key_values."
             )
+        inside: dict[str, insides.Inside] = {}
         if inputs_embeds is None and is_first:
             if input_ids is None:
                 raise ValueError("Give input_ids, or inputs_embeds made by fuse().")
@@ -402,6 +408,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             input_ids, inputs_embeds, labels = None, fused.inputs_embeds, fused.labels
             padded = attention_mask is not None or not bool(fused.attention_mask.all())
             attention_mask = fused.attention_mask if padded else None
+            inside = self.inside(fused)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = inputs_embeds.shape[1] if inputs_embeds is not None else cast(Tensor, input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
@@ -411,6 +418,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
+            **inside,
         }
         return read, labels
 
@@ -474,6 +482,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             known_ids,
             inputs_embeds=fused.inputs_embeds,
             attention_mask=fused.attention_mask,
+            **self.inside(fused),
             **kwargs,
         )
         sequences = output if isinstance(output, Tensor) else cast(Any, output).sequences

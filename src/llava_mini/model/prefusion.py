@@ -10,7 +10,7 @@ Shapes: F frames, P patches, Q reduced tokens, T text tokens, D language width, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -239,11 +239,9 @@ class PrefusionLayer(nn.Module):
         """Keys and values of the first rows [F, rows, D], and nothing else."""
         attention = self.block.self_attn
         hidden = self.block.input_layernorm(hidden)
-        heads = (*hidden.shape[:-1], -1, attention.head_dim)
-        key_norm = getattr(attention, "k_norm", nn.Identity())  # query and key norms: Qwen3
-        key = key_norm(attention.k_proj(hidden).view(heads)).transpose(1, 2)  # [F, H, rows, C]
-        value = attention.v_proj(hidden).view(heads).transpose(1, 2)  # [F, H, rows, C]
-        _, key = self.rotate(key, key, *(part[:, : hidden.shape[1]] for part in rotation))
+        at_rows = (rotation[0][:, : hidden.shape[1]], rotation[1][:, : hidden.shape[1]])
+        key = rotated_heads(attention, "k", hidden, at_rows, self.rotate)  # [F, H, rows, C]
+        value = attention.v_proj(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [F, H, rows, C]
         return key, value
 
     def _mask(self, hidden: Tensor, num_before: int, num_texts: int) -> Tensor | None:
@@ -275,6 +273,16 @@ class PrefusionLayer(nn.Module):
             f"Pre-fusion runs with the attention kernels eager, sdpa, flash_attention and their like, not {kernel!r}. "
             "Load the model with attn_implementation='sdpa'."
         )
+
+
+def rotated_heads(
+    attention: Any, part: Literal["q", "k"], hidden: Tensor, rotation: Rotation, rotate: Callable[..., Any]
+) -> Tensor:
+    """Queries or keys that an attention module of a family makes of normed rows [F, rows, D]: [F, heads, rows, C]."""
+    norm = getattr(attention, f"{part}_norm", nn.Identity())  # query and key norms: Qwen3
+    made = getattr(attention, f"{part}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
+    made = norm(made).transpose(1, 2)
+    return rotate(made, made, *rotation)[0]
 
 
 class _Store:

@@ -62,7 +62,10 @@ class InstructionTask:
             inputs = with_idle_frame(inputs, model.config, model.device)
         fused = model.fuse(inputs)
         hidden = model.language_model.model(
-            inputs_embeds=fused.inputs_embeds.to(model.dtype), attention_mask=fused.attention_mask, use_cache=False
+            inputs_embeds=fused.inputs_embeds.to(model.dtype),
+            attention_mask=fused.attention_mask,
+            use_cache=False,
+            **model.inside(fused),
         ).last_hidden_state  # [B, S, D]
         assert fused.labels is not None
         return answer_loss(model.get_output_embeddings(), hidden, fused.labels)

@@ -246,6 +246,7 @@ def tuning_losses(module: TunedModel, batch: TrainingBatch, fused: FusedPrompt, 
         inputs_embeds=fused.inputs_embeds.to(model.dtype),
         attention_mask=fused.attention_mask,
         output_hidden_states=thing_weight > 0,
+        **model.inside(fused),
     )
     assert fused.labels is not None
     answers = answer_loss(model.language_model.lm_head, output.last_hidden_state, fused.labels)

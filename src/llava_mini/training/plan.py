@@ -20,7 +20,8 @@ import torch
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.inference.memory import meta_model
-from llava_mini.model.cost import ByPart, flops, prefusion_bytes_per_frame
+from llava_mini.model.cost import ByPart, flops, prefusion_bytes_per_frame, rows_of_layers
+from llava_mini.model.reducers import REDUCERS
 from llava_mini.training.instruction import ROWS_AT_A_TIME
 from llava_mini.training.lora import LoraSettings, add_lora
 from llava_mini.training.sharding import Strategy
@@ -255,6 +256,8 @@ def training_flops(
         checkpointing: Whether decoder layers are computed again on the way back.
         lora: Low-rank updates: the matrices that they are added to need no gradients of their own.
     """
+    if not REDUCERS[config.reducer].drops_in_training:
+        config = LlavaMiniConfig.from_dict({**config.to_dict(), "reducer": "identity"})
     asked = max(sample.text_tokens - sample.supervised_tokens, 1)  # answers are not fused
     forward = flops(config, num_frames=sample.frames, num_text_tokens=sample.text_tokens)
     fusion = flops(config, num_frames=sample.frames, num_text_tokens=asked).prefusion
@@ -275,10 +278,8 @@ def training_flops(
         linear = (work - attention) * (1 + passes[part] + full[part] + again)
         return linear + attention * (1 + 2 * passes[part] + again)
 
-    rows = sample.frames * config.tokens_per_frame + sample.text_tokens
-    language_model = there_and_back(
-        "language_model", forward.language_model - head, _attention(config, rows**2) * config.text.num_hidden_layers
-    )
+    pairs = sum(rows**2 for rows in rows_of_layers(config, sample.frames, sample.text_tokens))
+    language_model = there_and_back("language_model", forward.language_model - head, _attention(config, pairs))
     return ByPart(
         vision_tower=forward.vision_tower,
         reducer=forward.reducer * (3 if rates.reducer else 1),

@@ -24,6 +24,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "prumerge_plus": {"reducer": "prumerge_plus", "prefusion_num_layers": 0},
     "visionzip": {"reducer": "visionzip", "reducer_tokens": 7},
     "divprune": {"reducer": "divprune", "reducer_tokens": 5},
+    "fastv": {"reducer": "fastv", "prefusion_num_layers": 0, "reducer_tokens": 5},
+    "voco": {"reducer": "voco", "prefusion_num_layers": 0, "reducer_tokens": 2},
+    "query_inside": {"reducer": "query_inside", "prefusion_num_layers": 0, "reducer_grid": 2},
 }
 """One model for each reducer, by that name."""
 

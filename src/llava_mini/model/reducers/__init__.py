@@ -4,6 +4,7 @@ from llava_mini.config import LlavaMiniConfig
 from llava_mini.model.reducers.average_pool import AveragePool
 from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer
 from llava_mini.model.reducers.divprune import DivPrune
+from llava_mini.model.reducers.fastv import FastV
 from llava_mini.model.reducers.identity import Identity
 from llava_mini.model.reducers.llama_vid import LlamaVid
 from llava_mini.model.reducers.m3 import MatryoshkaPool
@@ -11,8 +12,10 @@ from llava_mini.model.reducers.mqt import MatryoshkaQueries
 from llava_mini.model.reducers.prumerge import PruMerge, PruMergePlus
 from llava_mini.model.reducers.quecc import QueCC
 from llava_mini.model.reducers.query import QueryReducer
+from llava_mini.model.reducers.query_inside import QueryInside
 from llava_mini.model.reducers.token_packer import TokenPacker
 from llava_mini.model.reducers.visionzip import VisionZip
+from llava_mini.model.reducers.voco import VoCo
 
 __all__ = ["REDUCERS", "Cost", "Question", "Reduced", "Reducer", "build_reducer"]
 
@@ -29,6 +32,9 @@ REDUCERS: dict[str, type[Reducer]] = {
     "prumerge_plus": PruMergePlus,
     "visionzip": VisionZip,
     "divprune": DivPrune,
+    "fastv": FastV,
+    "voco": VoCo,
+    "query_inside": QueryInside,
 }
 """By the names of ``reducer_settings``."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from llava_mini.config import LlavaMiniConfig
+from llava_mini.model.inside import Inside, PromptRows
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ class Cost:
     """Operations for each frame in the code of the method's authors, counted as the paper counts."""
     published_projected: int | None = None
     """Rows of a frame that the projector maps there. None: all its tokens."""
+    later_tokens: int | None = None
+    """Rows of a frame in the language model's layers after ``reducer_layer``. None: all its tokens."""
+    per_row: int = 0
+    """Operations inside the language model for each row of a prompt with frames, besides those of its layers."""
+    per_prompt: int = 0
+    """The same for the prompt."""
 
 
 class Reducer(nn.Module):
@@ -95,6 +102,15 @@ class Reducer(nn.Module):
     without gradients, instead of words."""
     has_linear_projector: ClassVar[bool] = False
     """Whether one linear map without bias takes the place of the two-layer projector."""
+    keeps_patches: ClassVar[bool] = False
+    """Whether its tokens are all patches, projected. Frames are then not given to its ``forward``."""
+    acts_inside: ClassVar[bool] = False
+    """Whether the language model has to be told about prompts, by ``inside``. No pre-fusion may come before it."""
+    drops_inside: ClassVar[bool] = False
+    """Whether it drops rows there. A prompt is then read at once, from its beginning: what is kept of one serves no
+    other."""
+    drops_in_training: ClassVar[bool] = True
+    """Whether it does so while the model trains."""
 
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__()
@@ -107,6 +123,10 @@ class Reducer(nn.Module):
     def cost(cls, config: LlavaMiniConfig, num_question_tokens: int) -> Cost:
         """What it takes with a question of so many tokens. By default nothing, as without weights."""
         return Cost()
+
+    def inside(self, rows: PromptRows) -> Inside:
+        """What is done to some prompts inside the language model. By default nothing."""
+        return Inside()
 
     @property
     def is_ragged(self) -> bool:
