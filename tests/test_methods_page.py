@@ -25,6 +25,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "MQT, 256 tokens": {"reducer": "mqt", "reducer_tokens": 256, "prefusion_num_layers": 0},
     "TokenPacker, 36 tokens": {"reducer": "token_packer", "reducer_grid": 6, "prefusion_num_layers": 0},
     "TokenPacker, 144 tokens": {"reducer": "token_packer", "reducer_grid": 12, "prefusion_num_layers": 0},
+    "PruMerge": {"reducer": "prumerge", "prefusion_num_layers": 0},
+    "PruMerge+": {"reducer": "prumerge_plus", "prefusion_num_layers": 0},
+    "VisionZip, 64 tokens": {"reducer": "visionzip", "reducer_tokens": 64, "prefusion_num_layers": 0},
+    "DivPrune, 56 tokens": {"reducer": "divprune", "reducer_tokens": 56, "prefusion_num_layers": 0},
     "QueCC": {"reducer": "quecc", "prefusion_num_layers": 0},
     "LLaMA-VID": {"reducer": "llama_vid", "prefusion_num_layers": 0},
 }
@@ -41,7 +45,7 @@ def row_of(name: str) -> str:
         cost.flops(config, num_frames=2).total - first,
         cost.later_question_flops(config, num_text_tokens=words, num_kept_tokens=KEPT).total,
     )
-    return f"| {name} | {config.tokens_per_frame} | {' | '.join(f'{count / 1e12:.2f}' for count in counts)} |"
+    return f"| {name} | {cost.tokens_of_frame(config)} | {' | '.join(f'{count / 1e12:.2f}' for count in counts)} |"
 
 
 @pytest.mark.parametrize("name", ROWS)
