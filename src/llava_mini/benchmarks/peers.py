@@ -35,7 +35,7 @@ from llava_mini.benchmarks.contestants import Answering, Contestant, LanguageMod
 from llava_mini.benchmarks.sizes import made_on, settled
 from llava_mini.benchmarks.timing import Laps
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.model.llava_mini import read_whole
+from llava_mini.model.head import read_whole
 
 Sizes = Mapping[str, Any]
 

@@ -112,7 +112,7 @@ def start_llava_mini(
         reducer_grid=reducer_grid,
         prefusion_num_layers=prefusion_num_layers,
         resolution_ratio=config.resolution_ratio if resolution_ratio is None else resolution_ratio,
-        **({} if reducer_tokens is None else {"reducer_tokens": reducer_tokens}),
+        reducer_tokens=LlavaMiniConfig.reducer_tokens if reducer_tokens is None else reducer_tokens,
     )
     dtype = next((one.dtype for name, one in tensors.items() if name.startswith("projector.")), torch.float32)
     added = {name: tensor.to(dtype) for name, tensor in _fresh_parts(new, seed).items()}

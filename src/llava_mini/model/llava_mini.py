@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, SeenChunk, SeenFrames
 from llava_mini.model import splice
+from llava_mini.model.head import read_whole
 from llava_mini.model.headless import Headless
 from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
@@ -475,21 +476,6 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         copies = sequences.shape[0] // fused.input_ids.shape[0]
         sequences[:, : known_ids.shape[1]] = fused.input_ids.repeat_interleave(copies, dim=0)
         return cast("Tensor | ModelOutput", output)
-
-
-def read_whole(head: nn.Module) -> None:
-    """Let a linear layer get rows that lie side by side, which changes no number.
-
-    transformers gives the head the last row of each prompt as a view. On CPUs torch multiplies a view by a transposed
-    copy of the weight, one for each prompt: in bfloat16 300 ms for 32,000 words of width 2048, in place of 6.
-    """
-    head.register_forward_pre_hook(_side_by_side)
-
-
-def _side_by_side(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Rows [B, T, D] with the strides of a tensor of their own; copied only where they do not lie side by side."""
-    rows, *others = inputs
-    return (rows.flatten(0, -2).contiguous().view(rows.shape), *others)
 
 
 def _refuse_assistance(arguments: Mapping[str, Any], default: GenerationConfig | None) -> None:
