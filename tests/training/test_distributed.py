@@ -95,7 +95,14 @@ def tied(world, folder, engine, **fields):
     return train(world, folder, engine, {"model": {"text": {"tie_word_embeddings": True}}}, **fields)
 
 
-@pytest.mark.parametrize("kind", [first_stage, tied], ids=["first stage", "tied embeddings"])
+def asked(world, folder, engine, **fields):
+    """The language model reads each question alone, without gradients, before it reads the prompt."""
+    rules = (Rule(part=r"vision_tower\.", rate=0.0), Rule(part=r"(?!vision_tower\.)", rate=1e-3))
+    model = {"reducer": "quecc", "prefusion_num_layers": 0}
+    return train(world, folder, engine, {"model": model}, stage=Stage(name="stage-2", rules=rules), **fields)
+
+
+@pytest.mark.parametrize("kind", [first_stage, tied, asked], ids=["first stage", "tied embeddings", "question first"])
 def test_two_processes_learn_as_one_with(tmp_path, kind):
     expected = kind(World(), tmp_path / "alone", None, accumulate=2)
     equals(trained(run_ranks(2, kind, tmp_path, tmp_path / "run", FSDP)), expected)
