@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, DynamicCache
 
 from llava_mini.config import LlavaMiniConfig, preset
 from llava_mini.flow import ModelInputs
@@ -27,6 +27,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"reducer_grid": 2, "position_codes": "resized_query_grid"},
     {"vision_tokens_from": "reducer"},
     {"reducer": "average_pool", "reducer_grid": 2},
+    {"reducer": "average_pool", "vision_tokens_from": "nowhere"},
     {"reducer": "identity"},
     {"reducer": "identity", "prefusion_num_layers": 0},
     {"prefusion_num_layers": 0},
@@ -322,8 +323,11 @@ def counted_later(config: LlavaMiniConfig, num_frames: int, num_kept: int, num_t
             passes = config.reducer != "identity" and config.vision_tokens_from == "prefusion"
             rows = [patches, reduced, kept] if passes else [patches, kept]
             keys_values = model.prefusion(torch.cat(rows, dim=1)).keys_values
-        prefix = torch.cat([kept[0], reduced.flatten(0, 1)])[None]
-        cache = model.language_model(inputs_embeds=prefix, use_cache=True).past_key_values
+        tokens = reduced[:, : cost.tokens_of_frame(config)]
+        prefix = torch.cat([kept[0], tokens.flatten(0, 1)])[None]
+        cache = DynamicCache()
+        if prefix.shape[1]:
+            model.language_model(inputs_embeds=prefix, past_key_values=cache)
         with FlopCounterMode(display=False) as before:
             fused = model.read_again(keys_values, question)
         with FlopCounterMode(display=False) as after:

@@ -344,7 +344,9 @@ def _reducer_cost(config: LlavaMiniConfig, num_text_tokens: int, num_question_to
 
 
 def tokens_of_frame(config: LlavaMiniConfig) -> int:
-    """Tokens that a frame is counted with: all, or the published average where frames differ in their number."""
+    """Tokens of a frame that the language model reads: the published average where frames differ in their number."""
+    if config.vision_tokens_from == "nowhere":
+        return 0
     mean = REDUCERS[config.reducer].cost(config, 0).mean_tokens
     return config.tokens_per_frame if mean is None else mean
 
@@ -352,7 +354,7 @@ def tokens_of_frame(config: LlavaMiniConfig) -> int:
 def _vision_tokens(config: LlavaMiniConfig, num_frames: int, given: int | None) -> int:
     """Tokens of all frames."""
     usual, most = tokens_of_frame(config), config.tokens_per_frame
-    least = most if usual == most else 1
+    least = min(usual, 1) if usual != most else most
     if given is not None and not num_frames * least <= given <= num_frames * most:
         each = f"{most}" if least == most else f"{least} to {most}"
         raise ValueError(

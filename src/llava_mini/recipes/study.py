@@ -38,7 +38,7 @@ from llava_mini.recipes.record import RunRecord
 from llava_mini.recipes.run import RECORD, START_SECONDS, Phase, Run
 from llava_mini.recipes.study_results import FACTS, row_facts, study_table, write_study
 from llava_mini.recipes.study_results import read_study as read_study
-from llava_mini.recipes.study_rows import Row, rows_of
+from llava_mini.recipes.study_rows import BASE, Row, rows_of
 from llava_mini.recipes.tiny import (
     TinySettings,
     asked_records,
@@ -164,10 +164,10 @@ def train_study(
         if not start.is_finished:
             return False
     hardware.prepare()
+    keeps = hardware.device.type == "cpu"  # a GPU makes features faster than a disk gives them
     for seed in range(num_seeds):
-        runs = {row.name: row_run(settings, output_dir, row, seed, keep_features=True) for row in chosen}
         for row in chosen:
-            run = runs[row.name]
+            run = row_run(settings, output_dir, row, seed, keep_features=keeps)
             if is_done(run):
                 continue
             if not _is_free(run.output_dir):
@@ -176,7 +176,7 @@ def train_study(
             if not _finish(run, settings, row, seed, hardware, clock):
                 return False
             say(f"{row.name}, seed {seed}, is done.\n{study_table(write_study(output_dir))}")
-        if all(is_done(run) for run in runs.values()):
+        if all(_is_free(folder) for folder in output_dir.glob(f"rows/*/seed-{seed}")):
             rmtree(features_folder(output_dir, seed), ignore_errors=True)
     return all(is_done(row_run(settings, output_dir, row, seed)) for row in chosen for seed in range(num_seeds))
 
@@ -313,7 +313,7 @@ class RowBatches:
             assert isinstance(pixels, Tensor)
             file = self.folder / f"{step:06d}-{crc32(pixels.numpy().tobytes()):08x}.safetensors"
             if file.exists():
-                features = load_file(file)["features"]
+                features = load_file(file)["features"]  # [frames, V, P, E]
                 batch = replace(batch, inputs=replace(batch.inputs, pixel_values=None, features=features))
         return RowBatch(**vars(batch), file=file)
 
@@ -348,7 +348,7 @@ def _facts(settings: StudySettings, row: Row, seed: int) -> dict[str, object]:
     start = settings.start
     given = {part.name: getattr(row, part.name) for part in fields(Row) if getattr(row, part.name) != part.default}
     return {
-        "row": {name: value for name, value in given.items() if name != "shows" and value != {}},
+        "row": {name: value for name, value in given.items() if name != "shows"} | {"changes": {**BASE, **row.changes}},
         "seed": seed,
         "steps": settings.steps,
         "questions": settings.questions,
@@ -358,7 +358,6 @@ def _facts(settings: StudySettings, row: Row, seed: int) -> dict[str, object]:
         "emphasis": start.emphasis,
         "world": asdict(settings.world_of(row)),
         "dtype": str(start.dtype),
-        "config": row.config(start.config).to_diff_dict(),
     }
 
 

@@ -58,7 +58,7 @@ def row_facts(
         "row": row.name,
         "seed": seed,
         "parameters": cost_of(model.config)["parameters"],
-        "tokens_per_frame": tokens_read(model.config),
+        "tokens_per_frame": cost.tokens_of_frame(model.config),
         "toy": cost_of(model.config),
         "full_size": cost_of(row.full_size()),
         "seconds_per_step": round(read_log(folder / "log.jsonl")[-1]["seconds"], 3),
@@ -73,16 +73,11 @@ def row_facts(
     }
 
 
-def tokens_read(config: LlavaMiniConfig) -> int:
-    """Return how many vision tokens of a frame the language model reads."""
-    return 0 if config.vision_tokens_from == "nowhere" else config.tokens_per_frame
-
-
 def cost_of(config: LlavaMiniConfig) -> dict[str, int]:
     """Return parameters, tokens of a frame, and operations about one picture with the paper's number of words."""
     return {
         "parameters": cost.parameters(config).total,
-        "tokens_per_frame": tokens_read(config),
+        "tokens_per_frame": cost.tokens_of_frame(config),
         "flops_first": cost.flops(config).total,
         "flops_later": cost.later_question_flops(config).total,
         "flops_paper": cost.paper_flops(config).total,
