@@ -82,12 +82,12 @@ def test_clips_are_there_from_the_first_step_on_and_nobody_is_asked_for_descript
     assert not any("caption" in kind for kind in (*kinds, *full.bench(ROWS[0], 1).weights.kinds))
 
 
-@pytest.mark.parametrize("one", ROWS, ids=NAMES)
+@pytest.mark.parametrize("one", [row for row in ROWS if not row.weights_of], ids=lambda row: row.name)
 def test_every_row_learns_from_the_same_start(one, settings, folder):
     task = study.row_task(settings, folder, one, 0)
     start = LlavaMiniForConditionalGeneration.from_pretrained(folder / "start" / "model")
     model = task.module.model
-    for part in ("vision_tower", "projector"):
+    for part in ("vision_tower",) if model.reducer.has_linear_projector else ("vision_tower", "projector"):
         expected, found = getattr(start, part).state_dict(), getattr(model, part).state_dict()
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
     embeddings = start.get_input_embeddings().weight
@@ -216,7 +216,8 @@ def test_a_row_without_vision_tokens_is_saved_and_loaded_with_the_same_answers(s
     task = study.row_task(settings, folder, one, 0)
     with torch.no_grad():  # after no training all answers are alike
         task.module.model.language_model.lm_head.weight.normal_()
-    study.save_model(task, tmp_path)
+    for part in parts_of(task):
+        part.save_pretrained(tmp_path)
     records = [
         settings.bench(one, 3).item(kind, index).record() for kind in ("colour", "clip colour") for index in (0, 1)
     ]
@@ -242,3 +243,26 @@ def test_wrong_wishes_are_refused(settings, tmp_path):
     with pytest.raises(ValueError, match="look at vision tokens"):
         Row(name="odd", shows="Nothing.", changes={"vision_tokens_from": "nowhere"}, thing_weight=1.0)
     assert isinstance(ROWS[0].config(LlavaMiniConfig()), LlavaMiniConfig)
+
+
+def test_a_method_without_training_answers_with_the_weights_of_its_row(settings, folder, tmp_path):
+    source, method = row("all-tokens"), row("divprune-untrained")
+    task = study.row_task(settings, folder, source, 0)
+    task.module.eval()
+    with torch.no_grad():
+        task.module.model.language_model.lm_head.weight.normal_()
+    records = [settings.bench(source, 3).item("colour", index).record() for index in range(3)]
+    whole = {"reducer": "divprune", "reducer_tokens": 144}
+    model, processor = study.with_fields(*parts_of(task), whole)
+    assert answer_records(model, processor, records) == answer_records(*parts_of(task), records)
+    fewer, _ = study.with_fields(*parts_of(task), method.changes)
+    assert fewer.config.tokens_per_frame == 16
+    assert all(torch.equal(value, fewer.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_methods_of_any_number_of_tokens_are_scored_with_the_one_of_their_row(settings, folder):
+    one = row("mqt-2-tokens")
+    task = study.row_task(settings, folder, one, 0)
+    model, processor = study.scored_parts(task, one)
+    assert task.module.model.config.tokens_per_frame == 64
+    assert (model.config.tokens_per_frame, processor.tokens_per_frame) == (2, 2)

@@ -12,20 +12,17 @@ starts at random and which data is drawn.
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from typing import cast
-from zlib import crc32
+from typing import Any, cast
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from llava_mini.data.collate import TrainingBatch
+from llava_mini.config import LlavaMiniConfig
 from llava_mini.data.records import Record
 from llava_mini.data.synthetic.scenes import CANVAS
 from llava_mini.data.synthetic.world import WorldSettings
@@ -36,6 +33,7 @@ from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.recipes.record import RunRecord
 from llava_mini.recipes.run import RECORD, START_SECONDS, Phase, Run
+from llava_mini.recipes.study_features import RowTuning, features_folder
 from llava_mini.recipes.study_results import FACTS, row_facts, study_table, write_study
 from llava_mini.recipes.study_results import read_study as read_study
 from llava_mini.recipes.study_rows import BASE, Row, rows_of
@@ -44,19 +42,19 @@ from llava_mini.recipes.tiny import (
     asked_records,
     fresh_model,
     parts_of,
-    save_model,
     tiny_run,
     tiny_settings,
     tuning_of,
 )
 from llava_mini.training.checkpoints import held, write_text
 from llava_mini.training.devices import Hardware
-from llava_mini.training.multimodal import InstructionTuning, with_features
 from llava_mini.training.stages import Rule, Stage
-from llava_mini.training.trainer import Losses, PhaseSettings, Task, load_weights
+from llava_mini.training.trainer import PhaseSettings, Task, load_weights
 from llava_mini.training.vision_pretraining import VisionPretraining
 
 PHASE = "stage-2"
+Parts = tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]
+"""A model and its processor."""
 START_PHASES = 4
 """Phases of the tiny recipe that come before stage 2."""
 SMOKE_ROWS = ("all-tokens", "query-prefusion-1")
@@ -173,7 +171,14 @@ def train_study(
             if not _is_free(run.output_dir):
                 say(f"Another process trains {row.name} with seed {seed}.")
                 continue
-            if not _finish(run, settings, row, seed, hardware, clock):
+            if row.weights_of:
+                source = row_run(settings, output_dir, rows_of((row.weights_of,))[0], seed)
+                if not source.is_finished:
+                    say(f"{row.name} takes the weights of {row.weights_of} with seed {seed}, which are not there yet.")
+                    continue
+                if not _finish_untrained(run, source, settings, row, seed, hardware, clock):
+                    return False
+            elif not _finish(run, settings, row, seed, hardware, clock):
                 return False
             say(f"{row.name}, seed {seed}, is done.\n{study_table(write_study(output_dir))}")
         if all(_is_free(folder) for folder in output_dir.glob(f"rows/*/seed-{seed}")):
@@ -216,8 +221,8 @@ def row_run(settings: StudySettings, output_dir: Path, row: Row, seed: int, *, k
         settings=_facts(settings, row, seed),
         dtype=start.dtype,
         output_dir=folder,
-        save=save_model,
-        score=lambda task: _scored(task, settings.bench(row, settings.questions)),
+        save=lambda task, folder: _save(scored_parts(task, row), folder),
+        score=lambda task: _scored(scored_parts(task, row), settings.bench(row, settings.questions)),
         phases=(
             Phase(
                 settings=PhaseSettings(name=PHASE, num_steps=settings.steps, stage=stage, log_every=LOG_EVERY),
@@ -251,7 +256,8 @@ def row_task(
     start = replace(settings.start, seed=seed)
     model = fresh_model(start, row.config(start.config))
     model.vision_tower.load_state_dict(before.vision_tower.state_dict())
-    model.projector.load_state_dict(before.projector.state_dict())
+    if not model.reducer.has_linear_projector:
+        model.projector.load_state_dict(before.projector.state_dict())
     load_language_model(model.language_model, before.language_model)
     if row.reducer_start == "vision":
         encoder = cast(VisionPretraining, tiny_run(settings.start, start_dir).phases[0].build())
@@ -290,63 +296,11 @@ def load_language_model(ours: nn.Module, theirs: nn.Module) -> None:
     ours.load_state_dict(state)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowBatch(TrainingBatch):
-    """The records of a step, with the place of the features of their frames. There they are read before training."""
-
-    file: Path | None
-    """None: features are made and not kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowBatches:
-    """The batch of each step, with features in place of pixels where they are stored."""
-
-    make: Callable[[int], TrainingBatch]
-    folder: Path | None
-
-    def __call__(self, step: int) -> RowBatch:
-        """Return the batch of a step."""
-        batch = self.make(step)
-        pixels, file = batch.inputs.pixel_values, None
-        if self.folder is not None:
-            assert isinstance(pixels, Tensor)
-            file = self.folder / f"{step:06d}-{crc32(pixels.numpy().tobytes()):08x}.safetensors"
-            if file.exists():
-                features = load_file(file)["features"]  # [frames, V, P, E]
-                batch = replace(batch, inputs=replace(batch.inputs, pixel_values=None, features=features))
-        return RowBatch(**vars(batch), file=file)
-
-
-class RowTuning(InstructionTuning):
-    """Stage 2 of a row. The vision tower is frozen and the same for all rows, so its features are made once."""
-
-    def __init__(self, task: InstructionTuning, features: Path | None) -> None:
-        """Take over a task.
-
-        Args:
-            task: Whose module, collator and losses these are.
-            features: Folder of stored features. None: they are made at every step.
-        """
-        self.module, self.collator = task.module, task.collator
-        self.thing_weight, self.patch_weight = task.thing_weight, task.patch_weight
-        self.make_batch = RowBatches(make=task.make_batch, folder=features)
-
-    def losses(self, batch: TrainingBatch) -> Losses:
-        """Return the losses on the records of a step, and store the features of its frames."""
-        assert isinstance(batch, RowBatch)
-        if batch.inputs.features is None:
-            batch = replace(batch, inputs=with_features(self.module.model, batch.inputs))
-            if batch.file is not None:
-                assert batch.inputs.features is not None
-                _store(batch.inputs.features, batch.file)
-        return super().losses(batch)
-
-
 def _facts(settings: StudySettings, row: Row, seed: int) -> dict[str, object]:
     """Return what decides what comes out of a row. What has its default is left out: later versions may have more."""
     start = settings.start
-    given = {part.name: getattr(row, part.name) for part in fields(Row) if getattr(row, part.name) != part.default}
+    values = {part.name: getattr(row, part.name) for part in fields(Row)}
+    given = {part.name: values[part.name] for part in fields(Row) if values[part.name] not in (part.default, {})}
     return {
         "row": {name: value for name, value in given.items() if name != "shows"} | {"changes": {**BASE, **row.changes}},
         "seed": seed,
@@ -370,11 +324,6 @@ def _check_settings(run: Run) -> None:
     path = run.output_dir / RECORD
     if path.exists():
         RunRecord(path, run.name, run.settings, resume=True)
-
-
-def features_folder(output_dir: Path, seed: int) -> Path:
-    """Return where the features of the frames of a seed lie while rows need them."""
-    return output_dir / "features" / f"seed-{seed}"
 
 
 def is_done(run: Run) -> bool:
@@ -413,12 +362,54 @@ def _finish(run: Run, settings: StudySettings, row: Row, seed: int, hardware: Ha
     with held(run.output_dir):
         task = run.trained()
         hardware.place(task.module)
-        facts = row_facts(
-            row, seed, *parts_of(task), folder=run.output_dir, bench=settings.bench(row, settings.carrier_questions)
-        )
-        write_text(run.output_dir / FACTS, json.dumps(facts, indent=1) + "\n")
+        _look_into(scored_parts(task, row), settings, row, seed, run.output_dir)
     clock.is_fresh = False
     return True
+
+
+def _look_into(parts: Parts, settings: StudySettings, row: Row, seed: int, folder: Path) -> None:
+    """Write the facts of a model that is trained and scored."""
+    facts = row_facts(row, seed, *parts, folder=folder, bench=settings.bench(row, settings.carrier_questions))
+    write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+
+
+def _finish_untrained(
+    run: Run, source: Run, settings: StudySettings, row: Row, seed: int, hardware: Hardware, clock: _Slice
+) -> bool:
+    """Score a method without training in the model of another row; False if the slice ended before."""
+    if clock.is_over(_seconds_for_facts(source, settings)):
+        return False
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    with held(run.output_dir):
+        record = RunRecord(run.output_dir / RECORD, run.name, run.settings, resume=True)
+        record.start(hardware, run.dtype)
+        task = source.trained()
+        parts = with_fields(*parts_of(task), row.changes)
+        hardware.place(parts[0])
+        found = {kind: asdict(score) for kind, score in _scored(parts, settings.bench(row, settings.questions)).items()}
+        write_text(run.output_dir / "scores.json", json.dumps(found, indent=2) + "\n")
+        _look_into(parts, settings, row, seed, run.output_dir)
+        record.finish()
+    clock.is_fresh = False
+    return True
+
+
+def scored_parts(task: Task, row: Row) -> Parts:
+    """Return model and processor of a trained row, with what its configuration says after training."""
+    return with_fields(*parts_of(task), row.scored) if row.scored else parts_of(task)
+
+
+def with_fields(
+    model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, changes: Mapping[str, Any]
+) -> Parts:
+    """Return a model with the same weights and another configuration, and its processor."""
+    config = LlavaMiniConfig.from_dict({**model.config.to_dict(), **changes})
+    kernel = model.config._attn_implementation
+    other = LlavaMiniForConditionalGeneration._from_config(config, dtype=model.dtype, attn_implementation=kernel)
+    assert isinstance(other, LlavaMiniForConditionalGeneration)
+    other.load_state_dict(model.state_dict())
+    other.generation_config, other.frames_per_pass = model.generation_config, model.frames_per_pass
+    return other.eval(), LlavaMiniProcessor.from_config(config, processor.tokenizer, "tiny")
 
 
 def _seconds_for_facts(run: Run, settings: StudySettings) -> float:
@@ -438,13 +429,10 @@ def _is_free(folder: Path) -> bool:
         return False
 
 
-def _scored(task: Task, bench: Bench) -> dict[str, Score]:
-    return scores(run_bench(*parts_of(task), bench), bench.weights)
+def _save(parts: Parts, folder: Path) -> None:
+    for part in parts:
+        part.save_pretrained(folder)
 
 
-def _store(features: Tensor, file: Path) -> None:
-    """Write features so that other processes see the whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.stem}-{os.getpid()}.draft")
-    save_file({"features": features.cpu()}, draft)
-    draft.replace(file)
+def _scored(parts: Parts, bench: Bench) -> dict[str, Score]:
+    return scores(run_bench(*parts, bench), bench.weights)

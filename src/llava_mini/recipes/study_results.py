@@ -45,13 +45,14 @@ def row_facts(
         folder: Of the run.
         bench: What is asked with tokens or text spoiled.
     """
+    lines = read_log(folder / "log.jsonl") if not row.weights_of else []
     curve = [
         {
             "step": line["step"],
             "answer": round(line.get("answer", line["loss"]), 4),
             "right": round(line["right"]["tokens"], 4),
         }
-        for line in read_log(folder / "log.jsonl")
+        for line in lines
     ]
     carried = carriers(model, processor, bench)
     return {
@@ -61,7 +62,7 @@ def row_facts(
         "tokens_per_frame": cost.tokens_of_frame(model.config),
         "toy": cost_of(model.config),
         "full_size": cost_of(row.full_size()),
-        "seconds_per_step": round(read_log(folder / "log.jsonl")[-1]["seconds"], 3),
+        "seconds_per_step": round(lines[-1]["seconds"], 3) if lines else 0.0,
         "curve": curve,
         "carriers": {
             way: {

@@ -5,7 +5,7 @@ pre-fusion before a language model of four. Numbers of tables are those of the p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from llava_mini.config import LlavaMiniConfig, preset
@@ -43,6 +43,10 @@ class Row:
     """Weight of the training-only losses on things, which favour pre-fusion. 0: answers alone are learned."""
     patch_weight: float = 0.0
     """Weight of the training-only loss that asks a frame's tokens for its patches, which needs no labels."""
+    scored: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration that change after training: methods that can be given any number of tokens then."""
+    weights_of: str = ""
+    """The row whose trained weights it takes as they are: a method without training. Empty: it is trained itself."""
 
     def __post_init__(self) -> None:
         if (self.thing_weight or self.patch_weight) and self.changes.get("vision_tokens_from") == "nowhere":
@@ -58,7 +62,7 @@ class Row:
 
     def full_size(self) -> LlavaMiniConfig:
         """Return the same method with CLIP ViT-L/14 at 336 px and Vicuna-7B, for counting its operations."""
-        return self.config(preset("llava-v1.5-7b"))
+        return replace(self, changes={**self.changes, **self.scored}).config(preset("llava-v1.5-7b"))
 
 
 def _query(num_layers: int, grid: int = 1, **changes: Any) -> dict[str, Any]:
@@ -69,9 +73,75 @@ def _pooled(num_layers: int, grid: int = 1, **changes: Any) -> dict[str, Any]:
     return {"reducer": "average_pool", **_query(num_layers, grid, **changes)}
 
 
+def _method(reducer: str, **fields: Any) -> dict[str, Any]:
+    return {"reducer": reducer, "prefusion_num_layers": 0, **fields}
+
+
 def _all_tokens(num_layers: int) -> dict[str, Any]:
     return {"reducer": "identity", "prefusion_num_layers": num_layers}
 
+
+METHODS = (
+    Row(
+        name="mqt-2-tokens",
+        shows="MQT-LLaVA, trained with up to 64 tokens, here with two of them (Table 1).",
+        changes=_method("mqt", reducer_tokens=64),
+        scored={"reducer_tokens": 2},
+    ),
+    Row(
+        name="m3-1-token",
+        shows="M3: means of all scales in training, here of the whole picture (Table 1).",
+        changes=_method("m3", reducer_grid=12),
+        scored={"reducer_grid": 1},
+    ),
+    Row(
+        name="token-packer-9-tokens",
+        shows="TokenPacker with a sixteenth of the patches, as its 36 of 576 (Table 1).",
+        changes=_method("token_packer", reducer_grid=3),
+    ),
+    Row(
+        name="quecc-1-token",
+        shows="QueCC: one token that knows the question.",
+        changes=_method("quecc"),
+    ),
+    Row(
+        name="llama-vid-2-tokens",
+        shows="LLaMA-VID: a token for what is asked and the mean of the patches (Table 1).",
+        changes=_method("llama_vid"),
+    ),
+    Row(
+        name="voco-2-tokens",
+        shows="VoCo-LLaMA: two rows of the language model that alone see the patches (Table 1).",
+        changes=_method("voco", reducer_tokens=2),
+    ),
+    Row(
+        name="query-inside-deep",
+        shows="Compression and pre-fusion inside a language model as deep as pre-fusion and language model (Table 12).",
+        changes=_method("query_inside", reducer_layer=DEPTH),
+        deeper_by=DEPTH,
+    ),
+    Row(
+        name="prumerge",
+        shows="PruMerge, trained (Table 1).",
+        changes=_method("prumerge"),
+    ),
+    *(
+        Row(
+            name=f"{reducer.replace('_', '-')}-untrained",
+            shows=f"{name} in the model of the row all-tokens, without training.",
+            changes=_method(reducer, **fields),
+            weights_of="all-tokens",
+        )
+        for name, reducer, fields in (
+            ("PruMerge", "prumerge", {}),
+            ("PruMerge+", "prumerge_plus", {}),
+            ("VisionZip with 16 tokens", "visionzip", {"reducer_tokens": 16}),
+            ("DivPrune with 16 tokens", "divprune", {"reducer_tokens": 16}),
+            ("FastV with 16 tokens after two layers", "fastv", {"reducer_tokens": 16, "reducer_layer": 2}),
+        )
+    ),
+)
+"""Competing methods, which have no pre-fusion."""
 
 ROWS: tuple[Row, ...] = (
     Row(
@@ -160,6 +230,7 @@ ROWS: tuple[Row, ...] = (
         shows="Sixteen tokens without pre-fusion (Tables 6 and 10).",
         changes=_query(0, 4),
     ),
+    *METHODS,
     Row(
         name="query-prefusion-3-token-before",
         shows="The token goes to the language model as the reducer made it, not through pre-fusion (the paper's text).",
