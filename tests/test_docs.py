@@ -14,10 +14,13 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 import llava_mini
+from llava_mini.model.reducers import REDUCERS
+from llava_mini.reducer_settings import REDUCER_SETTINGS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -102,13 +105,14 @@ def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     names = {"__name__": "__docs__"}
-    for block in blocks_of(page):
-        if block.reason or block.language == "text":
-            continue
-        if block.language == "python":
-            exec(compile(block.code, f"{page.name}:block", "exec"), names)
-        else:
-            run_commands(block.code)
+    with patch.dict(REDUCERS), patch.dict(REDUCER_SETTINGS):  # a page adds to them
+        for block in blocks_of(page):
+            if block.reason or block.language == "text":
+                continue
+            if block.language == "python":
+                exec(compile(block.code, f"{page.name}:block", "exec"), names)
+            else:
+                run_commands(block.code)
 
 
 def run_commands(code: str) -> None:
