@@ -67,7 +67,7 @@ def test_gradients_reach_what_is_kept_and_nothing_else():
 
 def test_more_tokens_than_there_are_patches_are_refused():
     assert tiny_config(reducer="divprune", reducer_tokens=64, resolution_ratio=2).tokens_per_frame == 64
-    with pytest.raises(ValueError, match="'divprune' keeps at most 16 tokens.*reducer_tokens is 17"):
+    with pytest.raises(ValueError, match="'divprune' makes at most 16 tokens.*reducer_tokens is 17"):
         tiny_config(reducer="divprune", reducer_tokens=17)
 
 

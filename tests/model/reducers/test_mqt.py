@@ -124,7 +124,7 @@ def test_the_grid_of_queries_has_two_thirds_of_the_patches_side(side, queries):
 
 
 def test_more_tokens_than_queries_are_refused():
-    with pytest.raises(ValueError, match="4 queries for 4 patches per side.*reducer_tokens=5"):
+    with pytest.raises(ValueError, match="'mqt' makes at most 4 tokens.*reducer_tokens is 5"):
         tiny_config(reducer="mqt", reducer_tokens=5, prefusion_num_layers=0)
 
 

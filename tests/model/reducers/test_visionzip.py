@@ -102,7 +102,7 @@ def test_tokens_are_divided_as_in_the_paper(total, contextual):
 
 def test_more_tokens_than_there_are_patches_and_the_class_token_are_refused():
     assert tiny_config(reducer="visionzip", reducer_tokens=17).tokens_per_frame == 17
-    with pytest.raises(ValueError, match="'visionzip' keeps at most 17 tokens.*reducer_tokens is 18"):
+    with pytest.raises(ValueError, match="'visionzip' makes at most 17 tokens.*reducer_tokens is 18"):
         tiny_config(reducer="visionzip", reducer_tokens=18)
 
 
