@@ -16,7 +16,7 @@ from llava_mini.training.trainer import load_weights, progress_of
 from llava_mini.training.world import World
 from tests.checkpoint.folders import stored_tensors
 from tests.training.ranks import run_ranks
-from tests.training.tuning import Draw, Tuning, fresh_model, train
+from tests.training.tuning import STAGE, Draw, Tuning, fresh_model, train
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
 LEARNED = {"projector", "reducer", "prefusion", "language_model"}
@@ -102,7 +102,18 @@ def asked(world, folder, engine, **fields):
     return train(world, folder, engine, {"model": model}, stage=Stage(name="stage-2", rules=rules), **fields)
 
 
-@pytest.mark.parametrize("kind", [first_stage, tied, asked], ids=["first stage", "tied embeddings", "question first"])
+def inside(world, folder, engine, **fields):
+    """Compression by queries that the layers of the language model run."""
+    model = {"reducer": "query_inside", "reducer_grid": 2, "prefusion_num_layers": 0}
+    stage = Stage(name="stage-2", rules=tuple(rule for rule in STAGE.rules if "prefusion" not in rule.part))
+    return train(world, folder, engine, {"model": model}, stage=stage, **fields)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [first_stage, tied, asked, inside],
+    ids=["first stage", "tied embeddings", "question first", "inside the language model"],
+)
 def test_two_processes_learn_as_one_with(tmp_path, kind):
     expected = kind(World(), tmp_path / "alone", None, accumulate=2)
     equals(trained(run_ranks(2, kind, tmp_path, tmp_path / "run", FSDP)), expected)

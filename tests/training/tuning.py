@@ -117,7 +117,10 @@ class Tuning:
         fused = self.module.fuse(inputs)
         language_model = self.module.language_model
         output = language_model.model(
-            inputs_embeds=fused.inputs_embeds, attention_mask=fused.attention_mask, use_cache=False
+            inputs_embeds=fused.inputs_embeds,
+            attention_mask=fused.attention_mask,
+            use_cache=False,
+            **self.module.inside(fused),
         )
         targets = fused.labels[:, 1:]
         chosen = targets != -100

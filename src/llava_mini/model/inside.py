@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llava_mini.model.reducers.base import Reducer
 
 KEYWORD = "inside"
-"""How an ``Inside`` is called where it is handed on."""
+"""The name under which an ``Inside`` is handed on."""
 
 _KERNELS = ("sdpa", "eager")
 

@@ -54,6 +54,7 @@ class _MostLookedAt(Dropping):
         self._config = config
         self._attention: Tensor  # [B, R], from the last layer that gets all rows
 
+    @torch.no_grad()
     def look(self, given: LayerInput) -> None:
         """Note what the last token looks at."""
         copies = given.hidden.shape[0] // len(self.rows.last)

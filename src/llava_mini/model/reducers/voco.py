@@ -97,7 +97,7 @@ def gather_frames(language_model: nn.Module, fused: FusedPrompt, config: LlavaMi
             beginning = deepcopy(kept)
         cache = kept if frame < 0 else deepcopy(beginning)
         decoder(
-            inputs_embeds=fused.inputs_embeds[:, start:stop].to(cast(torch.dtype, language_model.dtype)),
+            inputs_embeds=fused.inputs_embeds[:, start:stop].to(decoder.dtype),
             position_ids=torch.arange(start, stop, device=fused.inputs_embeds.device)[None],
             past_key_values=cache,
             use_cache=True,
