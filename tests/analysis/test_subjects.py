@@ -10,6 +10,7 @@ from llava_mini.analysis.kernels import kernel_in, watching
 from llava_mini.analysis.ours import our_subject
 from llava_mini.analysis.peers import peer_subject
 from llava_mini.data.tokenizer import build_tokenizer
+from llava_mini.model.reducers import Reduced, Reducer
 from llava_mini.processor.processor import LlavaMiniProcessor
 from tests.analysis.subjects import BYTES, asked, ours, peer, peer_parts
 from tests.tiny_engine import write_film
@@ -119,6 +120,31 @@ def test_compressed_tokens_are_laid_out_over_what_they_looked_at():
     values = torch.tensor([0.1, 0.2, 0.3, 0.4])
     painted = prompted.canvases[0].paint(values)
     torch.testing.assert_close(painted, (values[:, None, None] * looks).sum(0))
+
+
+class Uneven(Reducer):
+    """Three tokens of the first frame and one of the second, each of one patch."""
+
+    is_ragged = True
+
+    def forward(self, patches):
+        """patches: [F, N, E]."""
+        valid = torch.tensor([[True, False, True, True], [False, False, False, True]])
+        attention = torch.eye(patches.shape[1])[:4].expand(len(patches), -1, -1)
+        return Reduced(patches[:, :4], attention, valid)
+
+
+def test_frames_of_unequal_numbers_of_tokens_have_theirs():
+    model, processor = parts(reducer="query", reducer_grid=2, prefusion_num_layers=0)
+    model.reducer = Uneven()
+    prompted = subject_of(model, processor).prompt(asked(frames=2))
+    assert prompted.tokens_of_frames == [3, 1]
+    assert int(prompted.is_vision.sum()) == 4
+    assert [len(look.maps) for look in prompted.looks] == [3, 1]
+    first, second = prompted.canvases
+    painted = first.paint(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    torch.testing.assert_close(painted[0], torch.tensor([0.1, 0.0, 0.2, 0.3]))
+    assert second.paint is None
 
 
 def test_tiles_of_llava_next_have_each_patch_in_its_place():

@@ -108,18 +108,19 @@ def draw_looks(examples: Sequence[Example]) -> "Figure | None":
     looking = [(number, example.looks[0]) for number, example in enumerate(examples, 1) if example.looks]
     if not looking:
         return None
-    queries = min(len(looking[0][1].maps), MOST_QUERIES)
+    queries = min(max(len(look.maps) for _, look in looking), MOST_QUERIES)
     across = min(MOST_COLUMNS // (queries + 1), len(looking))
     rows = -(-len(looking) // across)
     figure = new_figure(1.6 * across * (queries + 1) + 0.6, 1.85 * rows)
     panels = figure.subplots(rows, across * (queries + 1), squeeze=False)
-    axes = iter(panels.flatten())
-    for number, look in looking:
-        _show(next(axes), look.picture, None, f"question {number}")
-        for query in range(queries):
-            _show(next(axes), look.picture, look.maps[query], f"query {query + 1}")
-    for unused in axes:
-        unused.axis("off")
+    groups = panels.reshape(-1, queries + 1)  # of a question each
+    for (number, look), (first, *others) in zip(looking, groups, strict=False):
+        _show(first, look.picture, None, f"question {number}")
+        for query, (axes, values) in enumerate(zip(others, look.maps, strict=False), 1):
+            _show(axes, look.picture, values, f"query {query}")
+    for axes in panels.flatten():
+        if not axes.images:
+            axes.axis("off")
     _scale(figure, panels)
     return figure
 

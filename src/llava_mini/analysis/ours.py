@@ -122,6 +122,7 @@ class _FrontEnd:
                 f"The prompt of {asked.name!r} has {length} tokens, but the model's context holds {context}, one of "
                 "them for the answer. Give fewer frames: --frames."
             )
+        tokens_of_frames = looks.counts or [model.config.tokens_per_frame] * fused.num_frames[0]
         pictures, tokenizer = [self._pictures(views) for views in kept], self.processor.tokenizer
         ids, is_vision = fused.input_ids[0], fused.input_ids[0] == model.config.image_token_id
         after = ~is_vision & (is_vision.cumsum(0) > 0)
@@ -129,9 +130,11 @@ class _FrontEnd:
             embeds=fused.inputs_embeds[0].to(model.dtype),
             is_vision=is_vision,
             words=tuple(words_of(ids.tolist(), after.nonzero()[:, 0].tolist(), tokenizer)),
-            tokens_of_frames=[model.config.tokens_per_frame] * fused.num_frames[0],
+            tokens_of_frames=tokens_of_frames,
             canvases=tuple(
-                canvas for frame, views in enumerate(pictures) for canvas in self._canvases(frame, views, looks)
+                canvas
+                for frame, views in enumerate(pictures)
+                for canvas in self._canvases(frame, views, tokens_of_frames, looks)
             ),
             fusion=None if watch is None else watch.reads(tokenizer),
             looks=tuple(
@@ -150,15 +153,16 @@ class _FrontEnd:
         rows = [np.concatenate(pictures[row * ratio : (row + 1) * ratio], axis=1) for row in range(ratio)]
         return [np.concatenate(rows), pictures[-1]]
 
-    def _canvases(self, frame: int, pictures: list[np.ndarray], looks: "_Looks") -> Iterator[Canvas]:
+    def _canvases(
+        self, frame: int, pictures: list[np.ndarray], tokens_of_frames: list[int], looks: "_Looks"
+    ) -> Iterator[Canvas]:
         """The pictures of a frame, with the places of its vision tokens in them."""
-        config = self.model.config
-        first = frame * config.tokens_per_frame
+        config, first = self.model.config, sum(tokens_of_frames[:frame])
         side = config.resolution_ratio * config.patches_per_side
         paint: Paint | None = None
         if config.reducer == "identity":
             paint = grid_paint(first, side, side)
-        elif config.tokens_per_frame == 1:
+        elif tokens_of_frames[frame] == 1:
             paint = None  # one token has no places to choose from
         elif config.reducer == "average_pool":
             paint = grid_paint(first, config.reducer_grid, config.reducer_grid)
@@ -172,13 +176,19 @@ class _FrontEnd:
 
 
 class _Looks:
-    """Keeps the attention of a reducer over the first frames."""
+    """Notes how many tokens a reducer makes of each frame, and keeps its attention over the first ones."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.maps: list[Tensor] = []
-        """[Q, patches] of each frame; empty for a reducer without attention."""
+        """[tokens, patches] of each frame; empty for a reducer without attention."""
+        self.counts: list[int] = []
+        """Tokens of each frame."""
 
     def note(self, _: nn.Module, __: tuple[object, ...], reduced: Reduced) -> None:
+        num_frames, num_tokens = reduced.tokens.shape[:2]
+        valid = torch.ones(num_frames, num_tokens, dtype=torch.bool) if reduced.valid is None else reduced.valid.cpu()
+        self.counts += valid.sum(1).tolist()
         if reduced.attention is not None:
-            self.maps.extend(reduced.attention[: max(self.most - len(self.maps), 0)].float().cpu())
+            shown = reduced.attention[: max(self.most - len(self.maps), 0)].float().cpu()
+            self.maps += [frame[kept] for frame, kept in zip(shown, valid, strict=False)]
