@@ -133,7 +133,9 @@ class _Tuning(_Running):
     max_damaged_share: float = 0.01
     """Stop when more than this share of the samples cannot be read."""
     checkpoint_minutes: float = 20.0
-    """Write a checkpoint so often; the last two are kept."""
+    """Write a checkpoint so often."""
+    keep_last: Annotated[int, arg(metavar="N")] = 2
+    """How many checkpoints stay. The plan tells how large one is."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Where measurements go besides log.jsonl."""
     dry_run: Annotated[bool, _OPTIONAL] = False
@@ -170,7 +172,7 @@ class Finetune(_Tuning):
 
     model: Annotated[str, _NAME]
     """The model of stage 1, a LLaVA-1.5, or any LLaVA-Mini, which goes on and keeps all that it has: a folder, or a
-    repository on the Hugging Face Hub. With --dry-run a preset, too."""
+    repository on the Hugging Face Hub. With --dry-run also a preset, or vicuna-7b or llama-3.1-8b for its stage 1."""
     reducer: Annotated[str | None, _NAME] = None
     """Of a model that has none: query (left out), average_pool, identity, or another of docs/methods.md."""
     reducer_grid: Annotated[int | None, arg(metavar="C", help_behavior_hint="")] = None

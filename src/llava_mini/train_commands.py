@@ -128,6 +128,7 @@ def _settings(flags: "Pretrain | Finetune", defaults: TuningSettings) -> TuningS
         features=flags.features,
         max_damaged_share=flags.max_damaged_share,
         checkpoint_minutes=flags.checkpoint_minutes,
+        keep_last=flags.keep_last,
         dtype=getattr(torch, flags.dtype),
         seed=flags.seed,
     )

@@ -149,7 +149,7 @@ def test_checkpoints_hold_what_trains_and_know_the_rest_again(world, tmp_path):
     tensors = stored_tensors(start)
     tensors["vision_tower.post_layernorm.bias"] += 1
     save_file(tensors, start / "model.safetensors")
-    with pytest.raises(ValueError, match="than those that are here: vision_tower differ. Was the model replaced"):
+    with pytest.raises(ValueError, match="than those that are here, in vision_tower. Was the model replaced"):
         run.execute()
 
 
@@ -237,7 +237,7 @@ def test_stage_1_has_no_low_rank_updates(world):
 
 def test_what_decides_nothing_may_change_when_a_run_goes_on(world, tmp_path):
     settings = stage_2(world).run(tmp_path).settings
-    assert stage_2(world, max_damaged_share=0.5, checkpoint_minutes=1.0).run(tmp_path).settings == settings
+    assert stage_2(world, max_damaged_share=0.5, checkpoint_minutes=1.0, keep_last=5).run(tmp_path).settings == settings
     assert stage_2(world, seed=1).run(tmp_path).settings != settings
 
 
@@ -324,6 +324,7 @@ def test_data_are_checked_for_the_model_that_would_train(world, capsys):
     [
         (["finetune", "--model", "llava-mini-vicuna-7b", "--gpus", "8", "--micro-batch", "8"], "on 8 devices (fsdp)"),
         (["finetune", "--model", "llava-v1.5-7b", "--hd", "--lora", "--four-bit"], "0.0002"),
+        (["finetune", "--model", "llama-3.1-8b", "--hd", "--gpus", "8"], "8,030,261,248     8,030,261,248   0.0001"),
         (
             ["pretrain", "--language-model", "llama-3.1-8b", "--gpus", "64", "--micro-batch", "4"],
             "on 64 devices (fsdp)",
@@ -352,6 +353,7 @@ def test_a_dry_run_needs_neither_weights_nor_data_nor_devices(arguments, words, 
         (["pretrain", "--dry-run"], "Give language_model"),
         (["finetune", "--model", "tiny", "--dry-run", "--micro-batch", "7"], "Choose a micro_batch that divides it"),
         (["finetune", "--model", "tiny", "--dry-run", "--gpus", "64"], "Choose a multiple of 512"),
+        (["finetune", "a.json", "--model", "llama-3.1-8b"], "There is no model 'llama-3.1-8b'"),
     ],
 )
 def test_flags_that_do_not_go_together_end_with_2_and_a_sentence(arguments, words, capsys):

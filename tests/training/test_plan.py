@@ -8,6 +8,7 @@ from llava_mini.config import preset
 from llava_mini.data.tuning_batch import TuningBatch
 from llava_mini.flow import ModelInputs
 from llava_mini.model.cost import parameters
+from llava_mini.training.checkpoints import state_of
 from llava_mini.training.instruction import InstructionTask
 from llava_mini.training.lora import LoraSettings, add_lora
 from llava_mini.training.optimizer import MasterAdamW, OptimizerSettings
@@ -49,7 +50,10 @@ def test_states_take_as_many_bytes_as_planned(dtype):
     kept = (*optimizer.masters, *optimizer.moments().values())
     states = sum(value.numel() * value.element_size() for value in kept)
     weights = sum(parameter.numel() * dtype.itemsize for parameter in trained if dtype != torch.float32)
-    memory = plan(tiny_config(), dtype=dtype).memory
+    stored = state_of(model, optimizer).values()
+    made = plan(tiny_config(), dtype=dtype)
+    assert made.checkpoint_bytes == sum(value.numel() * value.element_size() for value in stored)
+    memory = made.memory
     assert memory.trained == weights + gradients + in_update + states
     assert memory.frozen == dtype.itemsize * sum(one.numel() for one in model.parameters() if not one.requires_grad)
 

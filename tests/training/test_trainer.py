@@ -162,7 +162,7 @@ def test_other_frozen_weights_than_those_of_the_run_are_refused(tmp_path, keep_l
     train_phase(Line(), half, tmp_path, quiet(tmp_path, tmp_path), stop_after=2)
     with torch.no_grad():
         other.module[0].bias[3] += 1e-2
-    told = "beside other frozen weights than those that are here: 0 differ. Was the model replaced"
+    told = "beside other frozen weights than those that are here, in 0. Was the model replaced"
     with pytest.raises(ValueError, match=told):
         train_phase(other, half, tmp_path, quiet(tmp_path, tmp_path))
     with pytest.raises(ValueError, match=told):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_mini.checkpoint.adapters import is_adapter
-from llava_mini.checkpoint.assemble import join_parts, parts_config, read_model
+from llava_mini.checkpoint.assemble import BACKBONES, join_parts, parts_config, read_model
 from llava_mini.checkpoint.locate import EMBEDDED
 from llava_mini.config import PRESETS, LlavaMiniConfig, preset
 from llava_mini.inference.loading import read_config
@@ -73,13 +73,15 @@ def pretrain(start: StartOfPretraining, settings: TuningSettings | None = None) 
 
 
 def known_config(model: str) -> LlavaMiniConfig:
-    """The configuration of a model, whose weights are not read, or of a preset, which has none.
+    """The configuration of a model, whose weights are not read; presets and the stage 1 of a backbone have none at all.
 
     Raises:
         ValueError: There is no such model or preset, or it is an adapter.
     """
     if model in PRESETS and model not in EMBEDDED:
         return preset(model)
+    if model in BACKBONES:
+        return parts_config(model, None)
     folder = Path(model).expanduser()
     if folder.is_dir() and is_adapter(folder):
         raise ValueError(

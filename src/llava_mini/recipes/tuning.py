@@ -39,7 +39,6 @@ SAMPLES_MEASURED = 200
 """Samples, evenly spread over the data, whose words are counted for a plan."""
 ASSUMED = SampleSize(frames=1, text_tokens=256, supervised_tokens=128)
 """What a plan without data takes a sample to be."""
-CHECKPOINTS_KEPT = 2
 PLACES = "places"
 """Name of what a stream needs to go on, in the folder of its phase."""
 LOG_EVERY = 10
@@ -87,6 +86,8 @@ class TuningSettings:
     """Largest share of samples that may be left out because they cannot be read."""
     checkpoint_minutes: float = 20.0
     """Between two checkpoints: 12 bytes for each parameter that trains, 100 GB for all of an 8B model."""
+    keep_last: int = 2
+    """How many checkpoints stay."""
     dtype: torch.dtype = torch.bfloat16
     """Of the arithmetic; weights that train have float32 copies."""
     optimizer: OptimizerSettings = OPTIMIZER
@@ -200,7 +201,7 @@ class Tuning:
                         engine=engine or EngineSettings(),
                         checkpoint_seconds=60 * settings.checkpoint_minutes,
                         max_damaged_share=settings.max_damaged_share,
-                        keep_last=CHECKPOINTS_KEPT,
+                        keep_last=settings.keep_last,
                         log_every=LOG_EVERY,
                     ),
                     purpose=f"from {self.model}, on {self.data.in_words}",
@@ -328,7 +329,7 @@ class Tuning:
         """Everything that decides what comes out."""
         settings = self.settings
         special = ("files", "stream", "dtype", "lora", "rates", "optimizer", "features")
-        harmless = ("checkpoint_minutes", "max_damaged_share")  # whoever is told to raise it goes on in the same folder
+        harmless = ("checkpoint_minutes", "keep_last", "max_damaged_share")  # whoever is told to raise it goes on
         return {
             **{name: value for name, value in vars(settings).items() if name not in (*special, *harmless)},
             **self.data.facts,

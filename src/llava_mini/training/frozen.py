@@ -50,7 +50,7 @@ def check_frozen(path: Path, facts: Facts, present: Mapping[str, str]) -> None:
     stored = facts[FROZEN]
     if differing := sorted(part for part in {*stored, *present} if stored.get(part) != present.get(part)):
         raise ValueError(
-            f"{path} was learned beside other frozen weights than those that are here: {', '.join(differing)} differ. "
+            f"{path} was learned beside other frozen weights than those that are here, in {', '.join(differing)}. "
             "Was the model replaced that the run started from? Restore it, or give an empty folder."
         )
 

@@ -32,6 +32,9 @@ TRAINED_BYTES = 16
 """Bytes of each parameter that trains: in float32 the weight (4), its gradient (4) and two moments (8). With arithmetic
 in 16 bits, a device that trains alone keeps weight and gradient in these, too."""
 
+STORED_BYTES = 12
+"""Those of them that a checkpoint holds: no gradient."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSize:
@@ -139,6 +142,11 @@ class TrainingPlan:
         """Operations of all devices in a step."""
         return self.batch * self.work_per_sample
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint on disk: of each parameter that trains, the weight and two moments in float32."""
+        return STORED_BYTES * sum(part.trained for part in self.parts)
+
     def hours(self, teraflops: float) -> float:
         """How long the steps take if each device does so many 10^12 operations a second.
 
@@ -172,6 +180,7 @@ class TrainingPlan:
             f"trains {_gigabytes(memory.trained)}, layers at work {_gigabytes(memory.passing)}, activations "
             f"{_gigabytes(memory.activations)}"
         )
+        lines.append(f"disk      {_gigabytes(self.checkpoint_bytes)} a checkpoint")
         work = f"{_scaled(self.work_per_step)}FLOP a step"
         if self.num_steps is not None:
             work += f", {_scaled(self.work_per_step * self.num_steps)}FLOP in all"
