@@ -103,6 +103,15 @@ def test_nothing_is_shared_where_a_frame_is_one_token_or_none_or_its_answer_foll
         assert not shares_much(model, fused, sources)
 
 
+def test_nothing_is_shared_where_the_language_model_is_told_about_prompts():
+    model = tiny_model(reducer="voco", reducer_tokens=2, prefusion_num_layers=0)
+    tensors = batch([wide([5, I, 6, 7], model.config.tokens_per_frame)] * 6)
+    labels = tensors["input_ids"].masked_fill(tensors["input_ids"] != 7, -100)
+    inputs = ModelInputs(**tensors, labels=labels, pixel_values=pixels(model.config, 1))
+    sources = torch.zeros(6).long()
+    assert not shares_much(model, fuse_shared(model, inputs, sources), sources)
+
+
 def test_features_give_what_their_pixels_give():
     model, sources = tiny_model(), torch.tensor([0, 0, 1, 2, 1, 2])
     inputs = inputs_of(pixels(model.config, 3))

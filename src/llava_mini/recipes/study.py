@@ -256,7 +256,7 @@ def row_task(
     start = replace(settings.start, seed=seed)
     model = fresh_model(start, row.config(start.config))
     model.vision_tower.load_state_dict(before.vision_tower.state_dict())
-    if not model.reducer.has_linear_projector:
+    if not model.reducer.has_linear_projector:  # which has nothing to start from
         model.projector.load_state_dict(before.projector.state_dict())
     load_language_model(model.language_model, before.language_model)
     if row.reducer_start == "vision":

@@ -54,8 +54,9 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
 
 def shares_much(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor) -> bool:
     """Whether ``answer_rows`` runs less than half of the rows that the language model would run for whole prompts."""
-    has_own_way = model.reducer.is_late or model.reducer.acts_inside
-    if has_own_way or model.config.vision_tokens_from == "nowhere" or 0 in fused.num_frames:
+    if model.reducer.is_late or model.reducer.acts_inside or 0 in fused.num_frames:
+        return False
+    if model.config.vision_tokens_from == "nowhere":
         return False
     assert fused.labels is not None
     groups = _groups(model, fused, frame_sources)
