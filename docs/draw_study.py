@@ -60,6 +60,28 @@ CLAIMS = (
         more="query-prefusion-3",
         less="all-tokens-deep",
     ),
+    *(
+        Claim(
+            says=f"LLaVA-Mini is ahead of {name} ({'Table 1' if in_paper else 'not in the paper'})",
+            more="query-prefusion-3",
+            less=row,
+        )
+        for name, row, in_paper in (
+            ("MQT-LLaVA", "mqt-2-tokens", True),
+            ("TokenPacker", "token-packer-9-tokens", True),
+            ("LLaMA-VID", "llama-vid-2-tokens", True),
+            ("VoCo-LLaMA", "voco-2-tokens", True),
+            ("PruMerge", "prumerge", True),
+            ("QueCC", "quecc-1-token", False),
+            ("M3", "m3-1-token", False),
+            ("compression inside the language model", "query-inside-deep", True),
+        )
+    ),
+    Claim(
+        says="A token that tells its patches is ahead (not in the paper)",
+        more="query-prefusion-3-patches",
+        less="query-prefusion-3",
+    ),
     Claim(says="Four tokens beat one (Table 7)", more="query-4-tokens-prefusion-3", less="query-prefusion-3"),
     Claim(says="Sixteen tokens beat one (Table 7)", more="query-16-tokens-prefusion-3", less="query-prefusion-3"),
     Claim(says="Twice the resolution helps (Table 7)", more="query-hd-1-token-prefusion-3", less="query-prefusion-3"),

@@ -287,6 +287,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "query-prefusion-3",
         "query-prefusion-0",
         "average-pool-prefusion-0",
+        *(row.name for row in METHODS),
         "no-vision",
     ),
     "Pre-fusion layers (Table 6)": (
@@ -328,6 +329,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "What the paper leaves open": (
         "query-prefusion-3",
+        "query-prefusion-3-patches",
         "query-prefusion-3-token-before",
         "query-prefusion-3-random-start",
         "query-prefusion-3-vision-start",

@@ -64,5 +64,5 @@ def test_an_answer_with_labels_does_not_change_the_choice():
 
 
 def test_more_tokens_than_patches_are_refused():
-    with pytest.raises(ValueError, match="keeps at most 16 tokens of a frame here"):
+    with pytest.raises(ValueError, match="makes at most 16 tokens of a frame here"):
         tiny_config(reducer="fastv", prefusion_num_layers=0, reducer_tokens=17)
