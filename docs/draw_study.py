@@ -230,7 +230,6 @@ def draw_curves(study: Study) -> "Figure":
             style = STYLES[number // len(COLOURS)]
             axes.plot(steps, losses, style, color=COLOURS[number % len(COLOURS)], label=row["row"])
         axes.set_title(title, fontsize="medium")
-        axes.set_yscale("log")
         axes.set_xlabel("steps")
         axes.set_ylabel("answer loss")
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
