@@ -50,23 +50,35 @@ def test_shared_frames_give_what_repeated_frames_give_and_the_same_gradients():
         torch.testing.assert_close(shared_gradients[name], gradient, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layers", [0, 2])
-def test_the_language_model_reads_what_questions_share_once_with_the_same_loss_and_gradients(layers):
-    model = tiny_model(reducer="identity", prefusion_num_layers=layers)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reducer": "identity", "prefusion_num_layers": 0},
+        {"reducer": "identity"},
+        {"reducer": "voco", "reducer_tokens": 2, "prefusion_num_layers": 0},
+        {"reducer": "fastv", "reducer_tokens": 4, "reducer_layer": 1, "prefusion_num_layers": 0},
+        {"reducer": "query_inside", "reducer_layer": 1, "prefusion_num_layers": 0},
+        {"reducer": "prumerge_plus", "prefusion_num_layers": 0},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_the_language_model_reads_what_questions_share_once_with_the_same_loss_and_gradients(fields):
+    model = tiny_model(attn_implementation="eager", **fields).train()
     places = model.config.tokens_per_frame
-    prompts = [
-        wide(row, places) for row in ([5, I, 6, 7, 8], [5, I, 9, 8, 4, 10, 4], [5, I, I, 6, 4, 11], [5, I, I, 12, 4, 9])
-    ]
+    images = [5, I, 6, 7, 8], [5, I, 9, 8, 4, 10, 4], [5, I, 7, 4, 12]
+    clips = [5, I, I, 6, 4, 11], [5, I, I, 12, 4, 9], [5, I, I, 7, 7, 10]
+    prompts = [wide(row, places) for row in (*images, *clips)]
     tensors = batch(prompts)
     labels = torch.full_like(tensors["input_ids"], -100)
     for row, prompt in enumerate(prompts):
         labels[row, len(prompt) - 2 : len(prompt)] = torch.tensor(prompt[-2:])
     inputs = ModelInputs(**tensors, labels=labels, pixel_values=pixels(model.config, 3))
-    sources, head = torch.tensor([0, 0, 1, 2, 1, 2]), model.language_model.lm_head
+    sources, head = torch.tensor([0, 0, 0, *[1, 2] * 3]), model.language_model.lm_head
 
     def plain():
         fused = fuse_shared(model, inputs, sources)
-        hidden = model.language_model.model(inputs_embeds=fused.inputs_embeds, attention_mask=fused.attention_mask)
+        read = {"inputs_embeds": fused.inputs_embeds, "attention_mask": fused.attention_mask, **model.inside(fused)}
+        hidden = model.language_model.model(**read)
         return answer_loss(head, hidden.last_hidden_state, fused.labels)
 
     def shared():
@@ -103,8 +115,8 @@ def test_nothing_is_shared_where_a_frame_is_one_token_or_none_or_its_answer_foll
         assert not shares_much(model, fused, sources)
 
 
-def test_nothing_is_shared_where_the_language_model_is_told_about_prompts():
-    model = tiny_model(reducer="voco", reducer_tokens=2, prefusion_num_layers=0)
+def test_nothing_is_shared_where_rows_are_chosen_by_the_question():
+    model = tiny_model(reducer="quecc", prefusion_num_layers=0)
     tensors = batch([wide([5, I, 6, 7], model.config.tokens_per_frame)] * 6)
     labels = tensors["input_ids"].masked_fill(tensors["input_ids"] != 7, -100)
     inputs = ModelInputs(**tensors, labels=labels, pixel_values=pixels(model.config, 1))

@@ -19,6 +19,7 @@ W width of a head.
 """
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -70,6 +71,10 @@ class PromptRows:
         place = (self.is_image.cumsum(1) - 1) % self.tokens_per_frame
         return self.is_image & (place >= self.tokens_per_frame - number)
 
+    def take(self, prompts: Tensor) -> Self:
+        """Those of some prompts, [prompts] int64."""
+        return replace(self, is_image=self.is_image[prompts], last=self.last[prompts])
+
     def fitted(self, values: Tensor, hidden: Tensor, length: int, fill: bool | int = False) -> Tensor:
         """Values of rows [B, S] for a call with rows [B', R, D], with more text after them: [B', length].
 
@@ -114,6 +119,14 @@ class Inside:
     def before(self, given: LayerInput) -> LayerInput:
         """Change what a layer is given."""
         return given
+
+    def going_on(self, prompts: Tensor) -> "Inside":
+        """The same for prompts that go on with text, as these may in several ways, once these were read.
+
+        Args:
+            prompts: [prompts] int64: which of these each one begins with.
+        """
+        return self
 
 
 @dataclass(frozen=True)
@@ -198,6 +211,14 @@ class Dropping(Inside, ABC):
             rotation=(places.take(given.rotation[0]), places.take(given.rotation[1])),
             places=places,
         )
+
+    def going_on(self, prompts: Tensor) -> Self:
+        """Of each prompt the rows stay that stay of the one that it begins with."""
+        places, made = self._places, copy(self)
+        made.rows = self.rows.take(prompts)
+        if places is not None:
+            made._places = replace(places, order=places.order[prompts], valid=places.valid[prompts])
+        return made
 
     def _check_whole(self, given: LayerInput) -> None:
         wanted, found = self.rows.is_image.shape[1], given.hidden.shape[1]

@@ -54,7 +54,9 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
 
 def shares_much(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor) -> bool:
     """Whether ``answer_rows`` runs less than half of the rows that the language model would run for whole prompts."""
-    if model.reducer.is_late or model.reducer.acts_inside or 0 in fused.num_frames:
+    reducer = model.reducer
+    drops_apart = reducer.drops_inside and reducer.drops_in_training and not reducer.drops_alike
+    if reducer.reads_question or drops_apart or 0 in fused.num_frames:
         return False
     if model.config.vision_tokens_from == "nowhere":
         return False
@@ -74,7 +76,7 @@ def answer_rows(
     its keys and values. Up to rounding that is what whole prompts give.
 
     Args:
-        model: Its vision tokens do not depend on the question.
+        model: Its vision tokens, and what is done to them in the language model, do not depend on the question.
         fused: Prompts with labels, padded on the right, all with frames.
         frame_sources: [F], as in ``fuse_shared``.
     """
@@ -82,15 +84,16 @@ def answer_rows(
     decoder = model.language_model.model
     embeds, rows, targets = fused.inputs_embeds.to(model.dtype), [], []
     for group in _groups(model, fused, frame_sources):
-        cache = DynamicCache()
-        decoder(inputs_embeds=embeds[group.first_prompts, : group.end], past_key_values=cache, use_cache=True)
-        stop = group.end + group.length
+        shared, stop = _beginning(fused, group), group.end + group.length
+        inside, cache = model.inside(shared), DynamicCache()
+        decoder(inputs_embeds=shared.inputs_embeds.to(model.dtype), past_key_values=cache, use_cache=True, **inside)
         hidden = decoder(
             inputs_embeds=embeds[group.prompts, group.end : stop],
             past_key_values=_repeated(cache, group.shared),
             attention_mask=fused.attention_mask[group.prompts, :stop],
             position_ids=torch.arange(group.end, stop, device=embeds.device)[None],
             use_cache=True,
+            **{name: one.going_on(group.shared) for name, one in inside.items()},
         ).last_hidden_state  # [prompts, length, D]
         labels = fused.labels[group.prompts, group.end + 1 : stop]
         chosen = labels != -100
@@ -119,8 +122,20 @@ class _Group:
         return len(self.first_prompts) * self.end + len(self.prompts) * self.length
 
 
+def _beginning(fused: FusedPrompt, group: _Group) -> FusedPrompt:
+    """What stands up to the last frame, once for each image or clip."""
+    first = group.first_prompts
+    return FusedPrompt(
+        inputs_embeds=fused.inputs_embeds[first, : group.end],
+        attention_mask=fused.attention_mask[first, : group.end],
+        input_ids=fused.input_ids[first, : group.end],
+        is_fused=fused.is_fused[first, : group.end],
+        num_frames=tuple(fused.num_frames[prompt] for prompt in first.tolist()),
+    )
+
+
 def _groups(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor) -> list[_Group]:
-    is_image = fused.input_ids == model.config.image_token_id
+    is_image = (fused.input_ids == model.config.image_token_id) & fused.attention_mask.bool()
     ends = (is_image.shape[1] - is_image.flip(1).int().argmax(1)).tolist()
     lengths, sources = fused.attention_mask.sum(1).tolist(), frame_sources.tolist()
     members: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # of each end and medium

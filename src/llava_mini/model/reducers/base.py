@@ -111,6 +111,8 @@ class Reducer(nn.Module):
     other."""
     drops_in_training: ClassVar[bool] = True
     """Whether it does so while the model trains."""
+    drops_alike: ClassVar[bool] = False
+    """Whether the rows that it drops are the same whatever is asked about the frames."""
 
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class QueryInside(Reducer):
     """Cross-attention from Q learned queries to the rows of one frame inside the language model."""
 
     keeps_patches = True
-    acts_inside = drops_inside = True
+    acts_inside = drops_inside = drops_alike = True
 
     def __init__(self, config: LlavaMiniConfig) -> None:
         super().__init__(config)

@@ -124,7 +124,7 @@ class _Gathered(Inside):
     """The mask."""
 
     def __init__(self, rows: PromptRows, num_tokens: int) -> None:
-        self._rows = rows
+        self._rows, self._num_tokens = rows, num_tokens
         self._frames = rows.frames  # [B, S]
         self._is_open = ~rows.is_image | rows.last_of_frame(num_tokens)  # what text sees
         self._is_beginning = rows.is_image.cumsum(1) == 0  # what frames see besides themselves
@@ -135,6 +135,10 @@ class _Gathered(Inside):
         if given.index == 0:
             self._mask = self._make_mask(given)
         return replace(given, mask=self._mask.to(given.hidden.device))
+
+    def going_on(self, prompts: Tensor) -> "_Gathered":
+        """The mask of prompts with text behind the frames."""
+        return _Gathered(self._rows.take(prompts), self._num_tokens)
 
     def _make_mask(self, given: LayerInput) -> Tensor:
         start, end = given.num_before, given.num_before + given.hidden.shape[1]
