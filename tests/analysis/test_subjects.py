@@ -136,7 +136,7 @@ class Uneven(Reducer):
 
 def test_frames_of_unequal_numbers_of_tokens_have_theirs():
     model, processor = parts(reducer="query", reducer_grid=2, prefusion_num_layers=0)
-    model.reducer = Uneven()
+    model.reducer = Uneven(model.config)
     prompted = subject_of(model, processor).prompt(asked(frames=2))
     assert prompted.tokens_of_frames == [3, 1]
     assert int(prompted.is_vision.sum()) == 4
