@@ -136,7 +136,7 @@ class Uneven(Reducer):
 
 def test_frames_of_unequal_numbers_of_tokens_have_theirs():
     model, processor = parts(reducer="query", reducer_grid=2, prefusion_num_layers=0)
-    model.reducer = Uneven()
+    model.reducer = Uneven(model.config)
     prompted = subject_of(model, processor).prompt(asked(frames=2))
     assert prompted.tokens_of_frames == [3, 1]
     assert int(prompted.is_vision.sum()) == 4
@@ -242,3 +242,10 @@ def test_a_processor_without_a_chat_template_is_refused():
     processor.chat_template = None
     with pytest.raises(ValueError, match="has no chat template"):
         peer_subject("llava", model, processor, num_shown=1)
+
+
+def test_a_reducer_that_acts_inside_the_language_model_is_not_analysed():
+    model = tiny_model(text={"vocab_size": BYTES}, reducer="fastv", prefusion_num_layers=0)
+    processor = LlavaMiniProcessor.from_config(model.config, build_tokenizer([], vocab_size=BYTES), "tiny")
+    with pytest.raises(ValueError, match="'fastv' changes what the layers"):
+        our_subject("ours", model, processor, num_frames=None, num_shown=1)

@@ -80,13 +80,15 @@ def test_every_family_reads_what_the_plain_form_reads(method: str, family: str, 
 
 
 @every_method
-@pytest.mark.parametrize("cache", [None, "static", "dynamic object", "static object"])
+@pytest.mark.parametrize("cache", [None, "no cache", "static", "dynamic object", "static object"])
 @torch.inference_mode()
 def test_a_batch_answers_what_the_plain_form_answers_prompt_by_prompt(method: str, cache: str | None):
     model = inside_model(method)
     fused = model.fuse(mixed(model))
     arguments: dict[str, Any] = {}
-    if cache == "static":
+    if cache == "no cache":
+        arguments["use_cache"] = False
+    elif cache == "static":
         arguments["cache_implementation"] = "static"
     elif cache == "dynamic object":
         arguments["past_key_values"] = DynamicCache(config=model.config.text)

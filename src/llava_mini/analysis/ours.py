@@ -38,8 +38,16 @@ def our_subject(
         processor: The model's.
         num_frames: Frames of each video, evenly spread. None: one per second of a file, and all of a list of frames.
         num_shown: Frames of a prompt of which pictures and maps are kept.
+
+    Raises:
+        ValueError: The reducer acts inside the language model, which is then more than what is watched here.
     """
     config = model.config
+    if model.reducer.acts_inside:
+        raise ValueError(
+            f"The reducer {config.reducer!r} changes what the layers of the language model see, and an analysis would "
+            "show them without it. Analyse a model with another reducer."
+        )
     front = _FrontEnd(model.eval(), processor, num_frames, num_shown)
     return Subject(
         name=name,

@@ -3,7 +3,7 @@
     pixels -> vision tower -> reducer, projector -> pre-fusion -> splice -> language model
 
 ``fuse`` does all but the last step. What it returns can be continued by any causal language model,
-which stays as transformers wrote it (paper, appendix E.3).
+which stays as transformers wrote it (paper, appendix E.3); a reducer that acts inside it has more to say (``inside``).
 """
 
 import itertools
