@@ -36,12 +36,16 @@ TEMPLATE = (
 )
 
 
-def ours(text: dict[str, Any] | None = None, num_shown: int = 2, **fields: Any) -> Subject:
-    """A LLaVA-Mini that talks in random bytes."""
+def our_parts(text: dict[str, Any] | None = None, **fields: Any) -> tuple[Any, LlavaMiniProcessor]:
+    """A LLaVA-Mini that talks in random bytes, and its processor."""
     sizes = {"vocab_size": BYTES, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, **(text or {})}
     model = tiny_model(text=sizes, **fields)
-    processor = LlavaMiniProcessor.from_config(model.config, build_tokenizer([], vocab_size=BYTES), "tiny")
-    return our_subject("ours", model, processor, num_frames=None, num_shown=num_shown)
+    return model, LlavaMiniProcessor.from_config(model.config, build_tokenizer([], vocab_size=BYTES), "tiny")
+
+
+def ours(num_shown: int = 2, **fields: Any) -> Subject:
+    """Such a model, ready to be analysed."""
+    return our_subject("ours", *our_parts(**fields), num_frames=None, num_shown=num_shown)
 
 
 def peer_parts(kind: str) -> tuple[Any, Any]:

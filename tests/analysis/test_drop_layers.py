@@ -13,14 +13,28 @@ from llava_mini.analysis.drop_layers import (
     mark_dropped,
 )
 from llava_mini.analysis.kernels import hiding, kernel_in
-from tests.analysis.subjects import asked, ours, peer
+from llava_mini.analysis.ours import our_subject
+from llava_mini.analysis.peers import peer_subject
+from tests.analysis.subjects import asked, our_parts, peer_parts
 
 
 @pytest.fixture(scope="module", params=["identity", "query", "llava", "llava_next"])
-def subject(request):
+def subject_and_head(request):
     if request.param.startswith("llava"):
-        return peer(request.param)
-    return ours(reducer=request.param, reducer_grid=2, prefusion_num_layers=2 * (request.param == "query"))
+        parts = peer_parts(request.param)
+        return peer_subject(request.param, *parts, num_shown=1), parts[0].get_output_embeddings()
+    parts = our_parts(reducer=request.param, reducer_grid=2, prefusion_num_layers=2 * (request.param == "query"))
+    return our_subject("ours", *parts, num_frames=None, num_shown=1), parts[0].get_output_embeddings()
+
+
+@pytest.fixture(scope="module")
+def subject(subject_and_head):
+    return subject_and_head[0]
+
+
+@pytest.fixture(scope="module")
+def head(subject_and_head):
+    return subject_and_head[1]
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +93,12 @@ def test_vision_tokens_read_one_another_where_they_are_dropped(subject, prompted
         torch.testing.assert_close(dropped[prompted.is_vision], whole[prompted.is_vision], atol=1e-4, rtol=1e-4)
 
 
-def test_they_stay_dropped_while_the_answer_is_made(subject, prompted):
+def test_they_stay_dropped_while_the_answer_is_made(subject, head, prompted):
     answer = answer_without(subject, prompted, 0, 3, 6)
     written = subject.decoder.get_input_embeddings()(torch.tensor(answer[:-1])).detach()
     text = ~functional.pad(prompted.is_vision, (0, len(written)))
     hidden = text_alone(subject, torch.cat([prompted.embeds, written]), text)
-    logits = subject.writer.get_output_embeddings()(hidden)
+    logits = head(hidden)
     assert logits[-len(answer) :].argmax(-1).tolist() == list(answer)
 
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_mini.analysis.attention_stats import PARTS
+from llava_mini.analysis.drop_layers import answer_without
 from llava_mini.analysis.fusion import SOURCES, TEXTS
 from llava_mini.analysis.kernels import kernel_in, watching
 from llava_mini.analysis.ours import our_subject
 from llava_mini.analysis.peers import peer_subject
-from llava_mini.data.tokenizer import build_tokenizer
 from llava_mini.model.reducers import Reduced, Reducer
-from llava_mini.processor.processor import LlavaMiniProcessor
-from tests.analysis.subjects import BYTES, asked, ours, peer, peer_parts
+from tests.analysis.subjects import asked, our_parts, ours, peer, peer_parts
+from tests.model.reducers.test_contract import METHODS
 from tests.tiny_engine import write_film
-from tests.tiny_models import tiny_model
 
 REDUCERS = [
     {"reducer": "identity", "prefusion_num_layers": 0},
@@ -25,12 +25,6 @@ REDUCERS = [
 ]
 
 
-def parts(**fields):
-    sizes = {"vocab_size": BYTES, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    model = tiny_model(text=sizes, **fields)
-    return model, LlavaMiniProcessor.from_config(model.config, build_tokenizer([], vocab_size=BYTES), "tiny")
-
-
 def subject_of(model, processor, num_shown=2):
     return our_subject("ours", model, processor, num_frames=None, num_shown=num_shown)
 
@@ -38,7 +32,7 @@ def subject_of(model, processor, num_shown=2):
 @pytest.mark.parametrize("fields", REDUCERS, ids=str)
 @pytest.mark.parametrize("frames", [0, 3])
 def test_our_prompt_is_what_the_model_fuses(fields, frames):
-    model, processor = parts(**fields)
+    model, processor = our_parts(**fields)
     question = asked(frames=frames)
     prompted = subject_of(model, processor).prompt(question)
     inputs = processor.apply_chat_template(
@@ -74,7 +68,7 @@ def test_a_peers_prompt_is_what_its_model_reads(kind):
 
 
 def test_an_answer_is_the_models_greedy_one_without_its_end():
-    model, processor = parts()
+    model, processor = our_parts()
     subject, question = subject_of(model, processor), asked()
     inputs = processor.apply_chat_template(
         question.messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -93,7 +87,7 @@ def brightness(side):
 
 
 def test_the_map_of_all_tokens_has_each_patch_in_its_place():
-    model, processor = parts(reducer="identity", prefusion_num_layers=0)
+    model, processor = our_parts(reducer="identity", prefusion_num_layers=0)
     canvas = subject_of(model, processor).prompt(asked(frames=2)).canvases[1]
     painted = canvas.paint(torch.arange(32.0))
     assert painted.tolist() == torch.arange(16.0, 32).view(4, 4).tolist()
@@ -101,7 +95,7 @@ def test_the_map_of_all_tokens_has_each_patch_in_its_place():
 
 
 def test_hd_pictures_are_put_together_of_their_crops():
-    model, processor = parts(reducer="identity", resolution_ratio=2)
+    model, processor = our_parts(reducer="identity", resolution_ratio=2)
     grid, whole = subject_of(model, processor).prompt(asked(size=(64, 64))).canvases
     assert grid.picture.shape == (16, 16, 3)
     assert whole.picture.shape == (8, 8, 3)
@@ -112,7 +106,7 @@ def test_hd_pictures_are_put_together_of_their_crops():
 
 
 def test_compressed_tokens_are_laid_out_over_what_they_looked_at():
-    model, processor = parts(reducer="query", reducer_grid=2)
+    model, processor = our_parts(reducer="query", reducer_grid=2)
     prompted = subject_of(model, processor).prompt(asked())
     looks = prompted.looks[0].maps
     assert looks.shape == (4, 4, 4)
@@ -120,6 +114,39 @@ def test_compressed_tokens_are_laid_out_over_what_they_looked_at():
     values = torch.tensor([0.1, 0.2, 0.3, 0.4])
     painted = prompted.canvases[0].paint(values)
     torch.testing.assert_close(painted, (values[:, None, None] * looks).sum(0))
+
+
+@pytest.mark.parametrize("method", [*METHODS, "nowhere"])
+def test_every_method_is_read_as_it_is_or_refused(method):
+    """Statistics add up, an answer is the model's own, also where the language model has to be told of frames."""
+    fields = METHODS.get(method, {"vision_tokens_from": "nowhere"})
+    model, processor = our_parts(text={"eos_token_id": None}, **fields)
+    question = asked(frames=2)
+    if model.reducer.drops_inside:
+        with pytest.raises(ValueError, match="drops rows inside the language model"):
+            subject_of(model, processor)
+        return
+    subject = subject_of(model, processor)
+    prompted = subject.prompt(question)
+    assert sum(prompted.tokens_of_frames) == int(prompted.is_vision.sum())
+    inputs = processor.apply_chat_template(
+        question.messages,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        all_frames=True,
+    )
+    made = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    assert list(subject.answer(prompted, 4)) == made
+    share = subject.watch(prompted, (70, 71)).stats.share
+    types = [PARTS.index(name) for name in ("instruction", "vision", "response")]
+    rows = share[:, PARTS.index("response"), types].sum(1)
+    torch.testing.assert_close(rows, torch.ones_like(rows), atol=1e-5, rtol=0)
+    assert bool((share[:, PARTS.index("response"), types[1]] > 0).all()) == (method != "nowhere")
+    assert len(answer_without(subject, prompted, 0, 3, 2)) == 2
+    total = torch.rand(int(prompted.is_vision.sum()))
+    assert all(canvas.paint(total).dim() == 2 for canvas in prompted.canvases if canvas.paint is not None)
 
 
 class Uneven(Reducer):
@@ -135,7 +162,7 @@ class Uneven(Reducer):
 
 
 def test_frames_of_unequal_numbers_of_tokens_have_theirs():
-    model, processor = parts(reducer="query", reducer_grid=2, prefusion_num_layers=0)
+    model, processor = our_parts(reducer="query", reducer_grid=2, prefusion_num_layers=0)
     model.reducer = Uneven(model.config)
     prompted = subject_of(model, processor).prompt(asked(frames=2))
     assert prompted.tokens_of_frames == [3, 1]
@@ -164,7 +191,7 @@ def test_tiles_of_llava_next_have_each_patch_in_its_place():
 
 @pytest.mark.parametrize("fields", [REDUCERS[1], REDUCERS[2], REDUCERS[4]], ids=str)
 def test_what_words_read_in_prefusion_is_the_attention_of_their_rows(fields):
-    model, processor = parts(**fields)
+    model, processor = our_parts(**fields)
     question = asked(question="Red or blue?", frames=2)
     prompted = subject_of(model, processor).prompt(question)
     fusion, config = prompted.fusion, model.config
@@ -213,7 +240,7 @@ def test_a_film_is_seen_once_a_second_or_through_so_many_frames(tmp_path):
     film = write_film(tmp_path / "film.mp4", seconds=3)
     question = asked()
     question.messages[0]["content"][0] = {"type": "video", "video": film}
-    model, processor = parts()
+    model, processor = our_parts()
     assert len(subject_of(model, processor).prompt(question).tokens_of_frames) == 3
     two = our_subject("ours", model, processor, num_frames=2, num_shown=1)
     prompted = two.prompt(question)
@@ -222,7 +249,7 @@ def test_a_film_is_seen_once_a_second_or_through_so_many_frames(tmp_path):
 
 
 def test_the_model_of_a_prompt_is_left_as_it_was():
-    model, processor = parts()
+    model, processor = our_parts()
     before = model.config.text_config._attn_implementation
     subject = subject_of(model, processor)
     with pytest.raises(ValueError, match="holds 512"):

@@ -39,7 +39,7 @@ class FusionWatch:
         """
         config = model.config
         assert model.prefusion is not None
-        compressed = config.vision_tokens_from == "prefusion" and config.reducer != "identity"
+        compressed = config.vision_tokens_from == "prefusion" and not model.reducer.keeps_patches
         self._num_patches = config.patches_per_frame
         self._num_vision = self._num_patches + (config.tokens_per_frame if compressed else 0)
         self._modules: list[nn.Module] = [

@@ -16,7 +16,7 @@ from llava_mini.analysis.samples import Asked
 from llava_mini.analysis.subject import Prompted, QueryLook, Subject
 from llava_mini.analysis.words import words_of
 from llava_mini.flow import FrameChunk, SeenChunk
-from llava_mini.inference.torch_backend import stop_ids
+from llava_mini.inference.torch_backend import generate_batch, stop_ids
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.reducers import Reduced
 from llava_mini.processor.processor import LlavaMiniProcessor
@@ -40,20 +40,19 @@ def our_subject(
         num_shown: Frames of a prompt of which pictures and maps are kept.
 
     Raises:
-        ValueError: The reducer acts inside the language model, which is then more than what is watched here.
+        ValueError: The reducer drops rows inside the language model.
     """
     config = model.config
-    if model.reducer.acts_inside:
+    if model.reducer.drops_inside:
         raise ValueError(
-            f"The reducer {config.reducer!r} changes what the layers of the language model see, and an analysis would "
-            "show them without it. Analyse a model with another reducer."
+            f"The reducer {config.reducer!r} of {name!r} drops rows inside the language model, so its layers do not "
+            "have the same tokens to attend to. Analyse the model with reducer 'identity', or another one."
         )
     front = _FrontEnd(model.eval(), processor, num_frames, num_shown)
     return Subject(
         name=name,
         family="LLaVA-Mini",
         decoder=model.language_model.get_decoder(),
-        writer=model.language_model,
         stop_ids=tuple(sorted(stop_ids(model))),
         tokenizer=processor.tokenizer,
         prompt=front.prompt,
@@ -66,6 +65,13 @@ def our_subject(
             "pre-fusion layers": config.prefusion_num_layers,
         },
     )
+
+
+_GRIDS = ("average_pool", "m3")
+"""Reducers whose tokens are a grid of equal squares of the picture, without attention that would say so."""
+
+_AFTER_PATCHES = ("voco",)
+"""Reducers that give all patches as tokens, and others after them."""
 
 
 class _FrontEnd:
@@ -130,7 +136,8 @@ class _FrontEnd:
                 f"The prompt of {asked.name!r} has {length} tokens, but the model's context holds {context}, one of "
                 "them for the answer. Give fewer frames: --frames."
             )
-        tokens_of_frames = looks.counts or [model.config.tokens_per_frame] * fused.num_frames[0]
+        per_frame = 0 if model.config.vision_tokens_from == "nowhere" else model.config.tokens_per_frame
+        tokens_of_frames = (looks.counts if per_frame else []) or [per_frame] * fused.num_frames[0]
         pictures, tokenizer = [self._pictures(views) for views in kept], self.processor.tokenizer
         ids, is_vision = fused.input_ids[0], fused.input_ids[0] == model.config.image_token_id
         after = ~is_vision & (is_vision.cumsum(0) > 0)
@@ -139,6 +146,8 @@ class _FrontEnd:
             is_vision=is_vision,
             words=tuple(words_of(ids.tolist(), after.nonzero()[:, 0].tolist(), tokenizer)),
             tokens_of_frames=tokens_of_frames,
+            write=lambda max_tokens: generate_batch(model, fused, max_tokens=max_tokens, temperature=0.0)[0][0],
+            arguments=lambda: dict(model.inside(fused)),
             canvases=tuple(
                 canvas
                 for frame, views in enumerate(pictures)
@@ -166,20 +175,19 @@ class _FrontEnd:
     ) -> Iterator[Canvas]:
         """The pictures of a frame, with the places of its vision tokens in them."""
         config, first = self.model.config, sum(tokens_of_frames[:frame])
-        side = config.resolution_ratio * config.patches_per_side
+        side, small, count = config.reduced_side, config.patches_per_side, tokens_of_frames[frame]
         paint: Paint | None = None
-        if config.reducer == "identity":
+        if count <= 1:
+            paint = None  # a single token has no places to choose from
+        elif self.model.reducer.keeps_patches or config.reducer in _AFTER_PATCHES:
             paint = grid_paint(first, side, side)
-        elif tokens_of_frames[frame] == 1:
-            paint = None  # one token has no places to choose from
-        elif config.reducer == "average_pool":
+        elif config.reducer in _GRIDS:
             paint = grid_paint(first, config.reducer_grid, config.reducer_grid)
         elif frame < len(looks.maps):
             paint = looking_paint(first, looks.maps[frame])
         yield Canvas(title=f"frame {frame + 1}", picture=pictures[0], paint=paint)
-        if config.reducer == "identity" and len(pictures) > 1:
-            small = config.patches_per_side
-            whole = grid_paint(first + side * side, small, small)
+        if len(pictures) > 1 and count == side**2 + small**2:
+            whole = grid_paint(first + side**2, small, small)
             yield Canvas(title=f"frame {frame + 1}, whole", picture=pictures[1], paint=whole)
 
 
@@ -195,6 +203,7 @@ class _Looks:
 
     def note(self, _: nn.Module, __: tuple[object, ...], reduced: Reduced) -> None:
         num_frames, num_tokens = reduced.tokens.shape[:2]
+        num_tokens += 0 if reduced.projected is None else reduced.projected.shape[1]
         valid = torch.ones(num_frames, num_tokens, dtype=torch.bool) if reduced.valid is None else reduced.valid.cpu()
         self.counts += valid.sum(1).tolist()
         if reduced.attention is not None:

@@ -1,6 +1,7 @@
 """LLaVA-1.5 and LLaVA-NeXT of transformers to be analysed."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,6 @@ def peer_subject(name: str, model: Any, processor: Any, *, num_shown: int) -> Su
         name=name,
         family=family,
         decoder=model.model.language_model,
-        writer=model,
         stop_ids=() if ends is None else (ends,) if isinstance(ends, int) else tuple(ends),
         tokenizer=processor.tokenizer,
         prompt=front.prompt,
@@ -115,8 +115,24 @@ class _FrontEnd:
             is_vision=is_vision,
             words=tuple(words_of(ids.tolist(), after.nonzero()[:, 0].tolist(), self.processor.tokenizer)),
             tokens_of_frames=[len(tokens) for tokens in features],
+            write=partial(self._write, embeds[None]),
             canvases=self._canvases(messages, inputs, features),
         )
+
+    def _write(self, embeds: Tensor, max_tokens: int) -> list[int]:
+        """Continue embeddings [1, S, D], greedily."""
+        pad = self.processor.tokenizer.pad_token_id
+        ids = self.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=0 if pad is None else pad,
+        )
+        return ids[0].tolist()
 
     def _canvases(
         self, messages: list[dict[str, Any]], inputs: Mapping[str, Tensor], features: list[Tensor]

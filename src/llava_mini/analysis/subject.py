@@ -49,6 +49,10 @@ class Prompted:
     """[S] bool."""
     tokens_of_frames: list[int]
     """How many vision tokens each image or frame has."""
+    write: Callable[[int], list[int]]
+    """Returns the ids of the greedy answer, of at most so many."""
+    arguments: Callable[[], dict[str, Any]] = dict
+    """What the language model is given besides embeddings, made anew for each reading."""
     words: tuple[Word, ...] = ()
     """Of the text after the first vision token."""
     canvases: tuple[Canvas, ...] = ()
@@ -78,8 +82,6 @@ class Subject:
     """``LLaVA-Mini``, ``LLaVA-1.5`` or ``LLaVA-NeXT``."""
     decoder: PreTrainedModel
     """The language model without its head."""
-    writer: Any
-    """Whose ``generate`` continues embeddings."""
     stop_ids: tuple[int, ...]
     """They end an answer."""
     tokenizer: PreTrainedTokenizerBase
@@ -108,19 +110,7 @@ class Subject:
 
     def answer(self, prompted: Prompted, max_tokens: int) -> tuple[int, ...]:
         """Return the ids of the greedy answer, without the one that ends it."""
-        room = min(max_tokens, self.context - len(prompted.embeds))
-        ids = self.writer.generate(
-            inputs_embeds=prompted.embeds[None],
-            attention_mask=torch.ones(1, len(prompted.embeds), dtype=torch.long, device=prompted.embeds.device),
-            max_new_tokens=room,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=list(self.stop_ids) or None,
-            pad_token_id=min(self.stop_ids, default=0),
-        )
-        row = ids[0].tolist()
+        row = prompted.write(min(max_tokens, self.context - len(prompted.embeds)))
         return tuple(row[: next((place for place, token in enumerate(row) if token in self.stop_ids), len(row))])
 
     def ids_of(self, answer: str) -> tuple[int, ...]:
@@ -147,7 +137,7 @@ class Subject:
         recorder = AttentionRecorder(rows, parts, len(self.attentions))
         watched = {module: recorder.listener(layer) for layer, module in enumerate(self.attentions)}
         with kernel_in(self.decoder, watching(watched, most_weights)), torch.inference_mode():
-            self.decoder(inputs_embeds=embeds[None], use_cache=False)
+            self.decoder(inputs_embeds=embeds[None], use_cache=False, **prompted.arguments())
         stats = recorder.stats()
         of_words = stats.received[:, len(parts) :, : len(prompted.is_vision)][..., prompted.is_vision.cpu()]
         return Watched(stats=stats.of(len(parts)), words=_word_reads(prompted, of_words))

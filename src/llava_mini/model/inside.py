@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 
 from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import FusedPrompt
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 KEYWORD = "inside"
 """The name under which an ``Inside`` is handed on."""
-
-_KERNELS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,7 @@ def arguments(reducer: "Reducer", fused: FusedPrompt, config: LlavaMiniConfig) -
     if not reducer.acts_inside:
         return {}
     kernel = config.text._attn_implementation
-    if kernel not in _KERNELS:
+    if ALL_MASK_ATTENTION_FUNCTIONS.get(str(kernel)) not in (sdpa_mask, eager_mask):
         raise ValueError(
             f"The reducer {config.reducer!r} decides which rows the language model sees, and the attention kernel "
             f"{kernel!r} takes no such mask. Load the model with attn_implementation='sdpa' or 'eager'."
