@@ -269,10 +269,3 @@ def test_a_processor_without_a_chat_template_is_refused():
     processor.chat_template = None
     with pytest.raises(ValueError, match="has no chat template"):
         peer_subject("llava", model, processor, num_shown=1)
-
-
-def test_a_reducer_that_acts_inside_the_language_model_is_not_analysed():
-    model = tiny_model(text={"vocab_size": BYTES}, reducer="fastv", prefusion_num_layers=0)
-    processor = LlavaMiniProcessor.from_config(model.config, build_tokenizer([], vocab_size=BYTES), "tiny")
-    with pytest.raises(ValueError, match="'fastv' changes what the layers"):
-        our_subject("ours", model, processor, num_frames=None, num_shown=1)
