@@ -221,14 +221,15 @@ def draw_curves(study: Study) -> "Figure":
     """The loss over steps, a panel for each table."""
     from matplotlib.figure import Figure
 
-    tables = tables_of(rows_by_name(study))
+    names, tables = [row["row"] for row in study["rows"]], tables_of(rows_by_name(study))
     figure = Figure(figsize=(9, 3.2 * max(len(tables), 1)), layout="constrained")
     panels = figure.subplots(max(len(tables), 1), 1, squeeze=False)[:, 0]
     for axes, (title, shown) in zip(panels, tables.items(), strict=False):
-        for number, row in enumerate(shown):
+        for row in shown:
+            number = names.index(row["row"])
             steps, losses = zip(*curves(row), strict=True)
-            style = STYLES[number // len(COLOURS)]
-            axes.plot(steps, losses, style, color=COLOURS[number % len(COLOURS)], label=row["row"])
+            style, colour = STYLES[number // len(COLOURS) % len(STYLES)], COLOURS[number % len(COLOURS)]
+            axes.plot(steps, losses, style, color=colour, label=row["row"])
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("steps")
         axes.set_ylabel("answer loss")
@@ -296,7 +297,7 @@ def _pairs(rows: Rows) -> str:
             spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
             cells.append(f"{mean(found):+.3f}{spread}, {verdict(found)}" if found else "no common seed")
         lines.append([claim.says, f"`{claim.more}` less `{claim.less}`", *cells])
-    return _table(["what is said", "difference", "images", "clips"], lines)
+    return _table(["what is said", "difference", "images", "clips"], lines, words=2)
 
 
 def _scores(shown: Sequence[Mapping[str, Any]]) -> str:
@@ -388,7 +389,7 @@ def _settling(rows: Rows) -> str:
 
 
 def _explained(rows: Rows) -> str:
-    return _table(["row", "what it is"], [[f"`{name}`", row["shows"]] for name, row in rows.items()])
+    return _table(["row", "what it is"], [[f"`{name}`", row["shows"]] for name, row in rows.items()], words=2)
 
 
 def _share(found: tuple[float, float | None] | None, digits: int = 3) -> str:
@@ -398,8 +399,9 @@ def _share(found: tuple[float, float | None] | None, digits: int = 3) -> str:
     return f"{middle} ± {spread}" if spread else str(middle)
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in heads[1:])]
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """Cells as Markdown; the first columns, which hold words, are aligned to the left."""
+    rule = ["---"] * words + ["---:"] * (len(heads) - words)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines))
 
 
