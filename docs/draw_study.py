@@ -197,15 +197,20 @@ def curves(row: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation of two lists: pairs in the same order less those in the other one, as a share of all."""
+    """Rank correlation of two lists: pairs in the same order less those in the other one, as a share of all; 1 of one."""
     pairs = list(combinations(range(len(first)), 2))
     signs = [(first[a] - first[b]) * (second[a] - second[b]) for a, b in pairs]
-    return sum((sign > 0) - (sign < 0) for sign in signs) / len(pairs)
+    return sum((sign > 0) - (sign < 0) for sign in signs) / len(pairs) if pairs else 1.0
+
+
+def trained(rows: Rows) -> Rows:
+    """The rows that have learned something, and not taken the weights of another one."""
+    return {name: row for name, row in rows.items() if curves(row)}
 
 
 def orders(rows: Rows) -> list[tuple[int, float]]:
-    """Steps, and the rank correlation of the rows' losses there with those at the end."""
-    losses = [curves(row) for row in rows.values()]
+    """Steps, and the rank correlation of the losses of trained rows there with those at the end."""
+    losses = [curves(row) for row in trained(rows).values()]
     final = [curve[-1][1] for curve in losses]
     return [(points[0][0], kendall([loss for _, loss in points], final)) for points in zip(*losses, strict=True)]
 
@@ -225,7 +230,7 @@ def draw_curves(study: Study) -> "Figure":
     figure = Figure(figsize=(9, 3.2 * max(len(tables), 1)), layout="constrained")
     panels = figure.subplots(max(len(tables), 1), 1, squeeze=False)[:, 0]
     for axes, (title, shown) in zip(panels, tables.items(), strict=False):
-        for row in shown:
+        for row in (row for row in shown if curves(row)):
             number = names.index(row["row"])
             steps, losses = zip(*curves(row), strict=True)
             style, colour = STYLES[number // len(COLOURS) % len(STYLES)], COLOURS[number % len(COLOURS)]
@@ -372,8 +377,9 @@ def _lost(row: Mapping[str, Any], way: str, kind: str) -> str:
 
 
 def _settling(rows: Rows) -> str:
+    rows = trained(rows)
     if len(rows) < 2:
-        return "There is one row only."
+        return "There are fewer than two rows that were trained."
     found, last = orders(rows), curves(next(iter(rows.values())))[-1][0]
     names = list(rows)
     losses = [-curves(rows[name])[-1][1] for name in names]

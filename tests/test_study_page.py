@@ -86,7 +86,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have(pages, made_up):
 
 
 def test_rank_correlation_counts_pairs(pages):
-    assert pages.kendall([1, 2, 3], [10, 20, 30]) == 1
+    assert pages.kendall([1, 2, 3], [10, 20, 30]) == pages.kendall([1], [5]) == 1
     assert pages.kendall([1, 2, 3], [3, 2, 1]) == -1
     assert pages.kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
 
@@ -106,6 +106,18 @@ def test_the_page_has_every_row_pair_and_table_that_there_is(pages, made_up):
     assert "From step 150 of 150 on" in text
     with pytest.raises(ValueError, match="no finished row"):
         pages.page({**made_up, "rows": []})
+
+
+def test_a_row_without_training_has_scores_and_no_curve(pages, made_up):
+    name = "fastv-untrained"
+    untrained = {**seed(0, 0.6, 0.3, ()), "seconds_per_step": 0.0}
+    study = {**made_up, "rows": [*made_up["rows"], {"row": name, "shows": "No training.", "seeds": [untrained]}]}
+    rows = pages.rows_by_name(study)
+    assert [*pages.trained(rows)] == [row["row"] for row in made_up["rows"]]
+    assert pages.orders(rows) == pages.orders(pages.rows_by_name(made_up))
+    assert f"| `{name}` | .60 |" in pages.page(study)
+    for draw in pages.PICTURES.values():
+        draw(study)
 
 
 def test_every_row_that_is_compared_is_a_row_of_the_study(pages):
