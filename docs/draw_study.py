@@ -197,7 +197,7 @@ def curves(row: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation of two lists: pairs in the same order less those in the other one, as a share of all; 1 of one."""
+    """Rank correlation of two lists: pairs in the same order less the others, as a share of all; 1 without any."""
     pairs = list(combinations(range(len(first)), 2))
     signs = [(first[a] - first[b]) * (second[a] - second[b]) for a, b in pairs]
     return sum((sign > 0) - (sign < 0) for sign in signs) / len(pairs) if pairs else 1.0

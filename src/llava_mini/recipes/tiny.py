@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -260,7 +259,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
 
     projector_only = (
         Rule(part=r"(model\.)?projector\.", rate=2 * settings.rate),
-        _frozen(r"(?!(model\.)?projector\.)"),
+        Rule(part=r"(?!(model\.)?projector\.)", rate=0.0),
     )
     return Run(
         name="tiny",
@@ -337,17 +336,14 @@ def save_model(task: Task, folder: Path) -> None:
 
 
 def score_tiny(
-    model: LlavaMiniForConditionalGeneration,
-    processor: LlavaMiniProcessor,
-    settings: TinySettings,
-    split: Literal["validation", "test"] = "validation",
+    model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, settings: TinySettings
 ) -> dict[str, Score]:
-    """Score a model on questions of the bench, about ``num_validation`` in all.
+    """Score a model on questions of the validation split, about ``num_validation`` in all.
 
     Returns:
         Scores by kind, and of all images and clips; as in ``evaluation.exact_match.scores``.
     """
-    bench = Bench(world=settings.world, split=split)
+    bench = Bench(world=settings.world, split="validation")
     bench = replace(bench, questions=max(settings.num_validation // len(bench.weights.kinds), 1))
     return scores(run_bench(model, processor, bench), bench.weights)
 
@@ -486,16 +482,13 @@ def asked_records(
 
 def _stage_2(rate: float) -> Stage:
     tower = r"model\.vision_tower\."
-    return Stage(name="stage-2", rules=(_frozen(tower), Rule(part=f"(?!{tower})", rate=rate)))
+    return Stage(name="stage-2", rules=(Rule(part=tower, rate=0.0), Rule(part=f"(?!{tower})", rate=rate)))
 
 
 def _vision_stage(settings: TinySettings) -> Stage:
     never_run = rf"tower\.(encoder\.layers\.{settings.config.vision.num_hidden_layers - 1}|post_layernorm)\."
-    return Stage(name="vision", rules=(_frozen(never_run), Rule(part=f"(?!{never_run})", rate=settings.vision_rate)))
-
-
-def _frozen(part: str) -> Rule:
-    return Rule(part=part, rate=0.0)
+    rules = Rule(part=never_run, rate=0.0), Rule(part=f"(?!{never_run})", rate=settings.vision_rate)
+    return Stage(name="vision", rules=rules)
 
 
 def facts_of(settings: TinySettings) -> dict[str, object]:
