@@ -123,7 +123,8 @@ Beside the scores: tokens of a frame that the language model reads here, and at 
 the first token of the answer to the first question about a picture and to a later one, as the code runs them; the same
 with CLIP ViT-L/14 at 336 px and Vicuna-7B, the first question as the paper counts it, all with the paper's 43 tokens of
 text; parameters here; and the time of a training step, which also holds drawing and, for the first row of each seed
-alone, the vision encoder.
+alone, the vision encoder. It says little where other work ran on the machine
+meanwhile, as it did here.
 """
 
 CARRIERS = """\
