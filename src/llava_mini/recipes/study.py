@@ -383,8 +383,9 @@ def _finish_untrained(
     with held(run.output_dir):
         record = RunRecord(run.output_dir / RECORD, run.name, run.settings, resume=True)
         record.start(hardware, run.dtype)
-        task = source.trained()
-        parts = with_fields(*parts_of(task), row.changes)
+        kernel = {"dtype": source.dtype, "attn_implementation": "eager"}  # as it was trained
+        model = LlavaMiniForConditionalGeneration.from_pretrained(source.model_dir, **kernel)
+        parts = with_fields(model, LlavaMiniProcessor.from_pretrained(source.model_dir), row.changes)
         hardware.place(parts[0])
         found = {kind: asdict(score) for kind, score in _scored(parts, settings.bench(row, settings.questions)).items()}
         write_text(run.output_dir / "scores.json", json.dumps(found, indent=2) + "\n")
