@@ -10,6 +10,7 @@ from math import isqrt
 from typing import ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPVisionModel
 
 from llava_mini.config import LlavaMiniConfig
@@ -153,6 +154,25 @@ def grid_side(patches: Tensor) -> int:
             f"A reducer needs a square grid of patches, got {patches.shape[1]} per frame. Did the class token stay in?"
         )
     return side
+
+
+def as_picture(patches: Tensor) -> Tensor:
+    """Lay patches out on their grid, as convolutions want them: [F, N, E] to [F, E, side, side].
+
+    Raises:
+        ValueError: N is not a square number.
+    """
+    side = grid_side(patches)
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+def cell_means(patches: Tensor, grid: int) -> Tensor:
+    """Cut the grid of patches into ``grid`` x ``grid`` cells and average each one: [F, N, E] to [F, grid * grid, E].
+
+    Raises:
+        ValueError: N is not a square number.
+    """
+    return functional.adaptive_avg_pool2d(as_picture(patches), grid).flatten(2).transpose(1, 2)
 
 
 def take_rows(rows: Tensor, numbers: Tensor) -> Tensor:

@@ -24,12 +24,11 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers import initialization as init
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer, grid_side
+from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer, cell_means
 
 NUM_QUERIES = 32
 MAX_WORDS = 256
@@ -68,9 +67,10 @@ class LlamaVid(Reducer):
         attention = (probes @ patches.transpose(1, 2) * patches.shape[-1] ** -0.5).softmax(-1)  # [F, M, N]
         attention = attention.mean(1, keepdim=True)  # [F, 1, N]
         context = self.context_map(attention @ patches)  # [F, 1, D]
-        shares = self._pooled(torch.eye(patches.shape[1], device=patches.device, dtype=patches.dtype)[None])
+        grid, one_by_one = self.config.reducer_grid, torch.eye(patches.shape[1], device=patches.device)  # [N, N]
+        shares = cell_means(one_by_one[None].to(patches.dtype), grid)  # [1, grid * grid, N]
         attention = torch.cat([attention, shares.expand(len(patches), -1, -1)], dim=1)  # [F, 1 + grid * grid, N]
-        return Reduced(self._pooled(patches), attention, projected=context)
+        return Reduced(cell_means(patches, grid), attention, projected=context)
 
     def _read(self, patches: Tensor, question: Question) -> Tensor:
         """The queries after the Q-Former, [F, M, W]."""
@@ -85,12 +85,6 @@ class LlamaVid(Reducer):
             encoder_hidden_states=self.patch_norm(patches),
         )
         return cast(Tensor, read.last_hidden_state)[:, :NUM_QUERIES]
-
-    def _pooled(self, patches: Tensor) -> Tensor:
-        """Averages of equal cells: [F, N, E] to [F, grid * grid, E]."""
-        side = grid_side(patches)
-        square = patches.transpose(1, 2).unflatten(2, (side, side))
-        return functional.avg_pool2d(square, side // self.config.reducer_grid).flatten(2).transpose(1, 2)
 
     @classmethod
     def cost(cls, config: LlavaMiniConfig, num_question_tokens: int) -> Cost:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.model.reducers.base import Cost, Reduced, Reducer, grid_side
+from llava_mini.model.reducers.base import Cost, Reduced, Reducer, cell_means
 
 
 class MatryoshkaPool(Reducer):
@@ -33,12 +33,11 @@ class MatryoshkaPool(Reducer):
 
     def forward(self, patches: Tensor) -> Reduced:
         """patches: [F, N, D], N the square of a multiple of ``reducer_grid``."""
-        side, most = grid_side(patches), self.config.reducer_grid
-        square = patches.transpose(1, 2).unflatten(2, (side, side))  # [F, D, side, side]
+        most = self.config.reducer_grid
         if not self.training:
-            return Reduced(_pooled(square, most))
+            return Reduced(cell_means(patches, most))
         choices = scales(most)
-        tokens = _pooled(square, choices[int(torch.randint(len(choices), ()))])  # [F, drawn, D]
+        tokens = cell_means(patches, choices[int(torch.randint(len(choices), ()))])  # [F, drawn, D]
         valid = torch.arange(most**2, device=patches.device) < tokens.shape[1]
         missing = most**2 - tokens.shape[1]
         return Reduced(functional.pad(tokens, (0, 0, 0, missing)), valid=valid.expand(len(patches), -1))
@@ -55,8 +54,3 @@ def scales(grid: int) -> tuple[int, ...]:
     while found[-1] % 2 == 0:
         found.append(found[-1] // 2)
     return tuple(found) if found[-1] == 1 else (*found, 1)
-
-
-def _pooled(square: Tensor, grid: int) -> Tensor:
-    """Averages of equal cells: [F, D, side, side] to [F, grid * grid, D]."""
-    return functional.avg_pool2d(square, square.shape[-1] // grid).flatten(2).transpose(1, 2)

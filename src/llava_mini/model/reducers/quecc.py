@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer, TowerRead, grid_side
+from llava_mini.model.reducers.base import Cost, Question, Reduced, Reducer, TowerRead, as_picture
 from llava_mini.model.reducers.regions import (
     MIDDLE_LAYERS,
     RegionAttention,
@@ -44,11 +44,11 @@ class QueCC(Reducer):
 
     def forward(self, patches: Tensor, question: Question) -> Reduced:
         """patches: [F, N, 4 * E], N the square of a multiple of ``reducer_grid``."""
-        side, width = grid_side(patches), self.config.vision.hidden_size
+        width = self.config.vision.hidden_size
         asked = self._of_question(question).to(patches.dtype)  # [F, E]
         queries = self.query_map(patches[..., :width] + asked[:, None])  # [F, N, E]
-        square = queries.transpose(1, 2).unflatten(2, (side, side))  # [F, E, side, side]
-        return self.regions(self.downsample(square).flatten(2).transpose(1, 2), patches)
+        fewer = self.downsample(as_picture(queries)).flatten(2).transpose(1, 2)  # [F, M, E]
+        return self.regions(fewer, patches)
 
     def _of_question(self, question: Question) -> Tensor:
         """What is asked, [F, E]; nothing where nothing is."""

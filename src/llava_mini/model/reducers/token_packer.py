@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.model.reducers.base import Cost, Reduced, Reducer, TowerRead, grid_side
+from llava_mini.model.reducers.base import Cost, Reduced, Reducer, TowerRead, as_picture
 from llava_mini.model.reducers.regions import (
     MIDDLE_LAYERS,
     RegionAttention,
@@ -34,9 +34,8 @@ class TokenPacker(Reducer):
 
     def forward(self, patches: Tensor) -> Reduced:
         """patches: [F, N, 4 * E], N the square of a multiple of ``reducer_grid``."""
-        side, grid = grid_side(patches), self.config.reducer_grid
-        square = patches[..., : self.config.vision.hidden_size].transpose(1, 2).unflatten(2, (side, side))
-        small = functional.interpolate(square.float(), size=(grid, grid), mode="bilinear")  # [F, E, grid, grid]
+        grid, picture = self.config.reducer_grid, as_picture(patches[..., : self.config.vision.hidden_size])
+        small = functional.interpolate(picture.float(), size=(grid, grid), mode="bilinear")  # [F, E, grid, grid]
         queries = self.query_map(small.to(patches.dtype).flatten(2).transpose(1, 2))  # [F, M, E]
         return self.regions(self.query_norm(queries), patches)
 
