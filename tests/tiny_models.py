@@ -53,6 +53,13 @@ def pixels(config: LlavaMiniConfig, num_frames: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def gradients_of(model: LlavaMiniForConditionalGeneration, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Gradients of the loss of a batch, by parameter; ids below 9 have labels."""
+    model.zero_grad()
+    model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["input_ids"] >= 9, -100)).loss.backward()
+    return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
 def prompt(config: LlavaMiniConfig, *parts: list[int] | int) -> list[int]:
     """Ids: a list is text, a number is an image or video of so many frames."""
     ids: list[int] = []

@@ -29,20 +29,20 @@ def subject_of(model, processor, num_shown=2):
     return our_subject("ours", model, processor, num_frames=None, num_shown=num_shown)
 
 
+def inputs_of(processor, question, **reading):
+    """What a model of transformers reads when a question is asked."""
+    return processor.apply_chat_template(
+        question.messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", **reading
+    )
+
+
 @pytest.mark.parametrize("fields", REDUCERS, ids=str)
 @pytest.mark.parametrize("frames", [0, 3])
 def test_our_prompt_is_what_the_model_fuses(fields, frames):
     model, processor = our_parts(**fields)
     question = asked(frames=frames)
     prompted = subject_of(model, processor).prompt(question)
-    inputs = processor.apply_chat_template(
-        question.messages,
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-        all_frames=True,
-    )
+    inputs = inputs_of(processor, question, all_frames=True)
     with torch.no_grad():
         logits = model(**inputs).logits[0, -1]
         ours_ = model.language_model(inputs_embeds=prompted.embeds[None]).logits[0, -1]
@@ -56,9 +56,7 @@ def test_a_peers_prompt_is_what_its_model_reads(kind):
     model, processor = peer_parts(kind)
     question = asked(size=(24, 10))
     prompted = peer(kind).prompt(question)
-    inputs = processor.apply_chat_template(
-        question.messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    inputs = inputs_of(processor, question)
     with torch.no_grad():
         logits = model(**inputs).logits[0]
         theirs = model(inputs_embeds=prompted.embeds[None]).logits[0]
@@ -70,9 +68,7 @@ def test_a_peers_prompt_is_what_its_model_reads(kind):
 def test_an_answer_is_the_models_greedy_one_without_its_end():
     model, processor = our_parts()
     subject, question = subject_of(model, processor), asked()
-    inputs = processor.apply_chat_template(
-        question.messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    inputs = inputs_of(processor, question)
     made = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
     assert list(subject.answer(subject.prompt(question), 5)) == made
     model.generation_config.eos_token_id = made[2]
@@ -129,14 +125,7 @@ def test_every_method_is_read_as_it_is_or_refused(method):
     subject = subject_of(model, processor)
     prompted = subject.prompt(question)
     assert sum(prompted.tokens_of_frames) == int(prompted.is_vision.sum())
-    inputs = processor.apply_chat_template(
-        question.messages,
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-        all_frames=True,
-    )
+    inputs = inputs_of(processor, question, all_frames=True)
     made = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
     assert list(subject.answer(prompted, 4)) == made
     share = subject.watch(prompted, (70, 71)).stats.share
