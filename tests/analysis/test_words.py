@@ -17,7 +17,7 @@ def tokenizer():
 
 def test_tokens_of_a_word_stay_together_and_control_tokens_are_no_words(tokenizer):
     ids = tokenizer("<|user|>\nWhere is the zebrafish?<|end|>\nNow")["input_ids"]
-    words = words_of(ids, range(len(ids)), tokenizer)
+    words = words_of(torch.tensor(ids), torch.ones(len(ids), dtype=torch.bool), tokenizer)
     assert [word.text for word in words] == ["Where", "is", "the", "zebrafish?", "Now"]
     assert len(words[3].places) > 1
     assert [tokenizer.decode([ids[place] for place in word.places]).strip() for word in words] == [
@@ -27,7 +27,7 @@ def test_tokens_of_a_word_stay_together_and_control_tokens_are_no_words(tokenize
 
 def test_only_the_places_of_interest_are_read(tokenizer):
     ids = tokenizer("red green blue")["input_ids"]
-    words = words_of(ids, [0, 2], tokenizer)
+    words = words_of(torch.tensor(ids), torch.tensor([True, False, True]), tokenizer)
     assert [word.text for word in words] == ["red", "blue"]
     assert word_rows(words, 4).tolist() == [[True, False, False, False], [False, False, True, False]]
 

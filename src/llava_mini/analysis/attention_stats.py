@@ -9,7 +9,7 @@ With ``a[i, j]`` the attention of token i to token j, the mean over heads, and A
 The paper's instruction holds the system prompt, the question and the control tokens of the chat template. Its first
 token attracts attention whatever it is, so it is told apart too; and so is what comes before and after the image.
 
-Shapes: A, B types, L layers, S tokens.
+Shapes: A, B types, L layers, S tokens; of some rows R that are told at a time: N prompts, K keys.
 """
 
 from dataclasses import dataclass
@@ -101,14 +101,14 @@ class AttentionRecorder:
         return partial(self._add, layer)
 
     def _add(self, layer: int, position: int, weights: Tensor) -> None:
-        """Reduce some rows. weights: [B, rows, K]."""
-        of_rows = self._rows[:, position : position + weights.shape[1]]  # [A, rows]
+        """Reduce some rows. weights: [N, R, K]."""
+        of_rows = self._rows[:, position : position + weights.shape[1]]  # [A, R]
         if not of_rows.any():
             return
         keys = self._keys[:, : weights.shape[2]].T  # [K, B]
         self._count[layer] += of_rows.sum(1, keepdim=True) * len(weights)
         self._received[layer, :, : weights.shape[2]] += of_rows @ weights.sum(0)
-        mass = weights @ keys  # [B, rows, B]
+        mass = weights @ keys  # [N, R, B]
         visible = (weights > 0).float() @ keys
         # the entropy of w / m, where m is the sum of w, is log m - sum(w log w) / m
         entropy = (mass.log() - (torch.xlogy(weights, weights) @ keys) / mass).clamp(min=0)

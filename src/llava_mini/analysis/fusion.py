@@ -81,10 +81,9 @@ class FusionWatch:
 
     def reads(self, tokenizer: PreTrainedTokenizerBase) -> FusionReads:
         """Return what was read."""
-        tokens, after = self._ids.tolist(), self._after.tolist()
         shown = self._maps[: min(self._seen[0], len(self._maps))]  # [F, L, T, P]
         words = []
-        for word in words_of(tokens, [place for place, is_after in enumerate(after) if is_after], tokenizer):
+        for word in words_of(self._ids, self._after, tokenizer):
             read = shown[:, :, list(word.places)].mean(2)  # [F, L, P]
             share = read.sum(2)
             grid = (read / share[..., None].clamp(min=TINY))[..., : self._side**2]

@@ -144,7 +144,7 @@ class _FrontEnd:
         return Prompted(
             embeds=fused.inputs_embeds[0].to(model.dtype),
             is_vision=is_vision,
-            words=tuple(words_of(ids.tolist(), after.nonzero()[:, 0].tolist(), tokenizer)),
+            words=tuple(words_of(ids, after, tokenizer)),
             tokens_of_frames=tokens_of_frames,
             write=lambda max_tokens: generate_batch(model, fused, max_tokens=max_tokens, temperature=0.0)[0][0],
             arguments=lambda: dict(model.inside(fused)),

@@ -32,7 +32,7 @@ def load_peer(folder: Path, architecture: str, device: torch.device, dtype: torc
     """Load a model of ``FAMILIES`` and its processor.
 
     Raises:
-        ValueError: The folder holds no processor, or one without a chat template.
+        ValueError: The folder holds no processor that can be read.
     """
     try:
         processor = AutoProcessor.from_pretrained(folder)
@@ -113,7 +113,7 @@ class _FrontEnd:
         return Prompted(
             embeds=embeds,
             is_vision=is_vision,
-            words=tuple(words_of(ids.tolist(), after.nonzero()[:, 0].tolist(), self.processor.tokenizer)),
+            words=tuple(words_of(ids, after, self.processor.tokenizer)),
             tokens_of_frames=[len(tokens) for tokens in features],
             write=partial(self._write, embeds[None]),
             canvases=self._canvases(messages, inputs, features),

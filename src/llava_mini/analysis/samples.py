@@ -1,4 +1,4 @@
-"""Questions about images with known answers: drawn scenes, or records in the format of LLaVA."""
+"""Questions about images and videos with known answers: drawn scenes, or records in the format of LLaVA."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

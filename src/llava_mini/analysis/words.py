@@ -1,6 +1,6 @@
 """The words of a question, and where each of them looks in a picture.
 
-Shapes: F frames, L layers, V vision tokens.
+Shapes: F frames, L layers, S tokens of a prompt.
 """
 
 from collections.abc import Sequence
@@ -41,16 +41,16 @@ class WordReads:
     """[F, L, rows, columns]: which patches that was, as shares of it."""
 
 
-def words_of(ids: Sequence[int], places: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Word]:
+def words_of(tokens: Tensor, wanted: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[Word]:
     """Return the words of a text in order; control tokens and white space are left out.
 
     Args:
-        ids: Tokens of the whole prompt.
-        places: Which of them are of interest.
+        tokens: [S] int64, of the whole prompt.
+        wanted: [S] bool: which of them are of interest.
         tokenizer: Knows how tokens are written.
     """
-    control, found, ended = set(tokenizer.all_special_ids), list[list[int]](), True
-    for place in places:
+    ids, control, found, ended = tokens.tolist(), set(tokenizer.all_special_ids), list[list[int]](), True
+    for place in wanted.nonzero()[:, 0].tolist():
         token = cast(str, tokenizer.convert_ids_to_tokens(ids[place]))
         if ids[place] in control or not _text(tokenizer, [ids[place]]):
             ended = True
