@@ -161,8 +161,9 @@ def add_parts(source: Source, new: NewParts) -> Source:
 
 def with_parts(config: LlavaMiniConfig, new: NewParts) -> LlavaMiniConfig:
     """The configuration that ``add_parts`` makes."""
-    given = {name: value for name, value in vars(new).items() if value is not None}
-    fields = {name: value for name, value in given.items() if name in LlavaMiniConfig.__annotations__}
+    fields = {name: value for name, value in vars(new).items() if name in LlavaMiniConfig.__annotations__}
+    if new.reducer_tokens is None:
+        fields["reducer_tokens"] = config.reducer_tokens
     return LlavaMiniConfig(vision_config=config.vision, text_config=config.text, **fields)
 
 

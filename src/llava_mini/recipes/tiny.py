@@ -266,7 +266,7 @@ def tiny_run(settings: TinySettings, output_dir: Path) -> Run:
         settings=facts_of(settings),
         dtype=settings.dtype,
         output_dir=output_dir,
-        save=save_model,
+        save=_save,
         score=lambda task: score_tiny(*parts_of(task), settings),
         phases=(
             Phase(
@@ -329,8 +329,7 @@ def parts_of(task: Task) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniPr
     return task.module.model, task.collator.processor
 
 
-def save_model(task: Task, folder: Path) -> None:
-    """Save model and processor of a task of stage 2."""
+def _save(task: Task, folder: Path) -> None:
     for part in parts_of(task):
         part.save_pretrained(folder)
 
