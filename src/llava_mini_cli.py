@@ -147,7 +147,7 @@ class Convert:
     """The folder of a CLIP model, where the source holds none."""
     reducer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Start a new model from LLaVA-1.5 with this reducer: query, average_pool, or another of docs/methods.md; of these
-    prumerge, prumerge_plus, visionzip and divprune need no training."""
+    prumerge, prumerge_plus, visionzip, divprune and fastv need no training."""
     reducer_grid: Annotated[int, arg(metavar="C")] = 1
     """Tokens per side of the new reducer."""
     reducer_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
