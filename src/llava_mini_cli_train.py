@@ -73,7 +73,7 @@ class Study(_Running):
     table: Annotated[bool, _OPTIONAL] = False
     """Print the table of what is there, and train nothing."""
     smoke: Annotated[bool, _OPTIONAL] = False
-    """Two rows in under two minutes, to see that they work."""
+    """The start and two rows in about two minutes, to see that they work."""
 
     def run(self) -> int:
         """Train."""
