@@ -67,6 +67,9 @@ class LlavaMiniConfig(PreTrainedConfig):
     """Where the language model's vision tokens leave: ``prefusion`` (released weights: reduced rows
     enter after the patches and leave its last layer) or ``reducer`` (the paper's text). ``nowhere``: the language
     model reads none, and sees only what pre-fusion has put into the text."""
+    frame_weights: str = "equal"
+    """How fused text is averaged over the frames of a prompt: ``equal`` (the paper), or ``by_place``, with learned
+    weights of every channel by the place of a frame among them. Read where there is pre-fusion."""
     fuse_token_id_zero: bool = True
     """Whether a real token with id 0 is fused. Released weights were trained with it left out."""
     position_codes: str = "patch_grid"
@@ -100,6 +103,7 @@ class LlavaMiniConfig(PreTrainedConfig):
                 raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {getattr(self, name)!r}.")
         _one_of("reducer", self.reducer, tuple(REDUCER_SETTINGS))
         _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer", "nowhere"))
+        _one_of("frame_weights", self.frame_weights, ("equal", "by_place"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
         for name in numbers:
             least = 0 if name == "prefusion_num_layers" else 1

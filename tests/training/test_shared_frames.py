@@ -27,8 +27,9 @@ def inputs_of(pixel_values):
     return ModelInputs(input_ids=ids, attention_mask=mask, pixel_values=pixel_values, labels=labels)
 
 
-def test_shared_frames_give_what_repeated_frames_give_and_the_same_gradients():
-    model = tiny_model()
+@pytest.mark.parametrize("weights", ["equal", "by_place"])
+def test_shared_frames_give_what_repeated_frames_give_and_the_same_gradients(weights):
+    model = tiny_model(frame_weights=weights)
     image, clip = pixels(model.config, 1, seed=1), pixels(model.config, 2, seed=2)
     results = []
     for shared in (False, True):

@@ -34,7 +34,8 @@ class Variants:
     other: FusedPrompt
     """About as many frames of the question before each."""
     disordered: FusedPrompt
-    """About their own frames in another order. Fused text is a mean over frames, so it differs by rounding alone."""
+    """About their own frames in another order. Fused text is a mean over frames, so it differs by rounding
+    alone, unless frames are weighed by their places."""
 
 
 Spoil = Callable[[LlavaMiniForConditionalGeneration, Variants], FusedPrompt]
