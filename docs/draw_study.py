@@ -82,6 +82,16 @@ CLAIMS = (
         more="query-prefusion-3-patches",
         less="query-prefusion-3",
     ),
+    Claim(
+        says="A model with all patches is a good teacher (not in the paper)",
+        more="query-prefusion-3-distilled",
+        less="query-prefusion-3",
+    ),
+    Claim(
+        says="It is one without pre-fusion, too (not in the paper)",
+        more="query-prefusion-0-distilled",
+        less="query-prefusion-0",
+    ),
     Claim(says="Four tokens beat one (Table 7)", more="query-4-tokens-prefusion-3", less="query-prefusion-3"),
     Claim(says="Sixteen tokens beat one (Table 7)", more="query-16-tokens-prefusion-3", less="query-prefusion-3"),
     Claim(says="Twice the resolution helps (Table 7)", more="query-hd-1-token-prefusion-3", less="query-prefusion-3"),

@@ -147,6 +147,8 @@ def test_zeroing_and_swapping_tokens_change_nothing_where_no_token_is_read(parts
     assert model.config.image_token_id not in read
     for spoil in (zeroed_tokens, swapped_tokens):
         assert torch.equal(spoil(model, asking).inputs_embeds, asking.own.inputs_embeds)
+    raw, is_fused = raw_text(model, asking).inputs_embeds, asking.own.is_fused
+    assert torch.equal(raw[is_fused], model.get_input_embeddings()(asking.own.input_ids[is_fused]))
     assert not torch.equal(swapped_text(model, asking).inputs_embeds, asking.own.inputs_embeds)
 
 

@@ -266,3 +266,56 @@ def test_methods_of_any_number_of_tokens_are_scored_with_the_one_of_their_row(se
     model, processor = study.scored_parts(task, one)
     assert task.module.model.config.tokens_per_frame == 64
     assert (model.config.tokens_per_frame, processor.tokens_per_frame) == (2, 2)
+
+
+def test_a_row_waits_for_the_rows_that_it_needs(settings, folder):
+    said = []
+    assert not study.train_study(folder, settings, rows=["time-plain"], num_seeds=1, say=said.append)
+    assert said == ["time-plain needs the trained query-prefusion-3 with seed 0, which is not there yet."]
+
+
+def test_a_row_about_time_goes_on_from_a_trained_row_and_learns_from_clips_alone(settings, folder):
+    source, going_on = row("all-tokens"), row("time-all-tokens")
+    task = study.row_task(settings, folder, going_on, 0)
+    model = task.module.model.state_dict()
+    assert all(
+        torch.equal(value.float(), model[name].float()) for name, value in weights(run_of(folder, source)).items()
+    )
+    assert settings.steps_of(going_on) == settings.steps // 2
+    records = study.row_records(settings, going_on, 0, 0)
+    assert all(record.video for record in records)
+    assert set(settings.bench(going_on, 3).weights.kinds) == {"direction", "order", "event count"}
+    assert study.train_study(folder, settings, rows=["time-all-tokens"], num_seeds=1, say=[].append)
+    found = read_study(folder)
+    assert [one["row"] for one in found["time"]] == ["time-all-tokens"]
+    assert "time-all-tokens" in study_table(found)
+
+
+def test_weights_of_frames_join_a_trained_row_as_a_plain_mean(settings, folder):
+    one = Row(
+        name="odd",
+        shows="A row that is trained here, with weights of frames.",
+        goes_on_from="query-prefusion-1",
+        changes={"prefusion_num_layers": 1, "frame_weights": "by_place"},
+        about_time=True,
+    )
+    model = study.row_task(settings, folder, one, 0).module.model
+    assert model.prefusion.frame_weights.of_codes.count_nonzero() == 0
+    before = weights(run_of(folder, row("query-prefusion-1")))
+    assert all(torch.equal(value.float(), model.state_dict()[name].float()) for name, value in before.items())
+
+
+def test_a_row_is_taught_by_the_trained_model_of_another(settings, folder):
+    one = Row(name="odd", shows="Taught.", changes={"prefusion_num_layers": 1}, taught_by="all-tokens")
+    task = study.row_task(settings, folder, one, 0)
+    losses = task.losses(task.make_batch(0))
+    assert losses.parts["teacher"] > 0
+    assert losses.total.item() == pytest.approx(losses.parts["answer"] + losses.parts["teacher"], rel=1e-4)
+    taught = [value.requires_grad for value in task.teacher.parameters()]
+    losses.total.backward()
+    assert all(value.grad is None for value in task.teacher.parameters())
+    assert taught
+
+
+def run_of(folder, one, seed=0):
+    return folder / "rows" / one.name / f"seed-{seed}"

@@ -77,7 +77,8 @@ def swapped_text(model: LlavaMiniForConditionalGeneration, asking: Variants) -> 
 def raw_text(model: LlavaMiniForConditionalGeneration, asking: Variants) -> FusedPrompt:
     """Text is what it was before pre-fusion."""
     own = asking.own
-    raw = model.get_input_embeddings()(own.input_ids.masked_fill(_of_frames(model, own), 0))
+    is_image = own.input_ids == model.config.image_token_id  # also where a frame has fewer tokens than room
+    raw = model.get_input_embeddings()(own.input_ids.masked_fill(is_image, 0))
     return replace(own, inputs_embeds=torch.where(own.is_fused[..., None], raw, own.inputs_embeds))
 
 

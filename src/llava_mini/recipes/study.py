@@ -36,7 +36,7 @@ from llava_mini.recipes.run import RECORD, START_SECONDS, Phase, Run
 from llava_mini.recipes.study_features import RowTuning, features_folder
 from llava_mini.recipes.study_results import FACTS, row_facts, study_table, write_study
 from llava_mini.recipes.study_results import read_study as read_study
-from llava_mini.recipes.study_rows import BASE, Row, rows_of
+from llava_mini.recipes.study_rows import BASE, TIME_KINDS, Row, rows_of
 from llava_mini.recipes.tiny import (
     TinySettings,
     asked_records,
@@ -75,6 +75,8 @@ class StudySettings:
     """Of each kind about images that are scored at the end; half as many of each kind about clips."""
     carrier_questions: int = 50
     """The same for what tokens and text carry."""
+    time_questions: int = 4
+    """Times as many are asked of each kind where a row is about time alone."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -91,12 +93,20 @@ class StudySettings:
         return replace(world, image_kinds=images, clip_kinds=clips, clip_share=self.clip_share)
 
     def world_of(self, row: Row) -> WorldSettings:
-        """Return the same, with pictures as large as the row sees them."""
-        return replace(self.world, side=CANVAS * int(row.changes.get("resolution_ratio", 1)))
+        """Return what a row is asked, with pictures as large as it sees them."""
+        world = replace(self.world, side=CANVAS * int(row.changes.get("resolution_ratio", 1)))
+        if not row.about_time:
+            return world
+        return replace(world, image_kinds={}, clip_kinds=dict.fromkeys(TIME_KINDS, 1.0), clip_share=1.0)
+
+    def steps_of(self, row: Row) -> int:
+        """Return for how many steps a row trains: half as many where it goes on from another."""
+        return -(-self.steps // 2) if row.goes_on_from else self.steps
 
     def bench(self, row: Row, questions: int) -> Bench:
         """Return the questions that a row is scored on, all of the validation split."""
-        return Bench(world=self.world_of(row), split="validation", questions=questions)
+        times = self.time_questions if row.about_time else 1
+        return Bench(world=self.world_of(row), split="validation", questions=times * questions)
 
 
 def study_settings(*, smoke: bool = False, steps: int | None = None) -> StudySettings:
@@ -171,14 +181,15 @@ def train_study(
             if not _is_free(run.output_dir):
                 say(f"Another process trains {row.name} with seed {seed}.")
                 continue
+            before = needed_runs(settings, output_dir, row, seed)
+            if missing := [name for name, needed in before.items() if not needed.is_finished]:
+                say(f"{row.name} needs the trained {missing[0]} with seed {seed}, which is not there yet.")
+                continue
             if row.weights_of:
-                source = row_run(settings, output_dir, rows_of((row.weights_of,))[0], seed)
-                if not source.is_finished:
-                    say(f"{row.name} takes the weights of {row.weights_of} with seed {seed}, which are not there yet.")
-                    continue
-                if not _finish_untrained(run, source, settings, row, seed, hardware, clock):
-                    return False
-            elif not _finish(run, settings, row, seed, hardware, clock):
+                is_over = not _finish_untrained(run, before[row.weights_of], settings, row, seed, hardware, clock)
+            else:
+                is_over = not _finish(run, settings, row, seed, hardware, clock)
+            if is_over:
                 return False
             say(f"{row.name}, seed {seed}, is done.\n{study_table(write_study(output_dir))}")
         if all(_is_free(folder) for folder in output_dir.glob(f"rows/*/seed-{seed}")):
@@ -225,7 +236,7 @@ def row_run(settings: StudySettings, output_dir: Path, row: Row, seed: int, *, k
         score=lambda task: _scored(scored_parts(task, row), settings.bench(row, settings.questions)),
         phases=(
             Phase(
-                settings=PhaseSettings(name=PHASE, num_steps=settings.steps, stage=stage, log_every=LOG_EVERY),
+                settings=PhaseSettings(name=PHASE, num_steps=settings.steps_of(row), stage=stage, log_every=LOG_EVERY),
                 purpose=row.shows,
                 build=lambda: row_task(
                     settings,
@@ -237,6 +248,11 @@ def row_run(settings: StudySettings, output_dir: Path, row: Row, seed: int, *, k
             ),
         ),
     )
+
+
+def needed_runs(settings: StudySettings, output_dir: Path, row: Row, seed: int) -> dict[str, Run]:
+    """Return the runs that have to be finished before a row, by the names of their rows."""
+    return {name: row_run(settings, output_dir, rows_of((name,))[0], seed) for name in row.needs}
 
 
 def row_task(
@@ -265,6 +281,9 @@ def row_task(
         model.reducer.load_state_dict(encoder.module.reducer.state_dict())
     if model.prefusion is not None and row.prefusion_start == "language_model":
         model.prefusion.copy_from(before.language_model.model.layers)
+    needed = needed_runs(settings, output_dir, row, seed)
+    if row.goes_on_from:
+        model.load_state_dict({**model.state_dict(), **_trained_model(needed[row.goes_on_from]).state_dict()})
     task = tuning_of(
         start,
         model,
@@ -272,9 +291,16 @@ def row_task(
         partial(row_records, settings, row, seed),
         thing_weight=row.thing_weight,
         patch_weight=row.patch_weight,
+        teacher=_trained_model(needed[row.taught_by]) if row.taught_by else None,
         conversation_every=0,
     )
     return RowTuning(task, None if model.reducer.reads else features)  # which see more of the tower
+
+
+def _trained_model(run: Run) -> LlavaMiniForConditionalGeneration:
+    """The model of a row that is trained, in evaluation mode."""
+    kernel = {"dtype": run.dtype, "attn_implementation": "eager"}  # as it was trained
+    return LlavaMiniForConditionalGeneration.from_pretrained(run.model_dir, **kernel)
 
 
 def row_records(settings: StudySettings, row: Row, seed: int, step: int) -> list[Record]:
@@ -304,7 +330,7 @@ def _facts(settings: StudySettings, row: Row, seed: int) -> dict[str, object]:
     return {
         "row": {name: value for name, value in given.items() if name != "shows"} | {"changes": {**BASE, **row.changes}},
         "seed": seed,
-        "steps": settings.steps,
+        "steps": settings.steps_of(row),
         "questions": settings.questions,
         "batch": start.batch,
         "rate": start.rate,
@@ -383,9 +409,7 @@ def _finish_untrained(
     with held(run.output_dir):
         record = RunRecord(run.output_dir / RECORD, run.name, run.settings, resume=True)
         record.start(hardware, run.dtype)
-        kernel = {"dtype": source.dtype, "attn_implementation": "eager"}  # as it was trained
-        model = LlavaMiniForConditionalGeneration.from_pretrained(source.model_dir, **kernel)
-        parts = with_fields(model, LlavaMiniProcessor.from_pretrained(source.model_dir), row.changes)
+        parts = with_fields(_trained_model(source), LlavaMiniProcessor.from_pretrained(source.model_dir), row.changes)
         hardware.place(parts[0])
         found = {kind: asdict(score) for kind, score in _scored(parts, settings.bench(row, settings.questions)).items()}
         write_text(run.output_dir / "scores.json", json.dumps(found, indent=2) + "\n")

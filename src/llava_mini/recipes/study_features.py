@@ -53,7 +53,7 @@ class RowTuning(InstructionTuning):
             features: Folder of stored features. None: they are made at every step.
         """
         self.module, self.collator = task.module, task.collator
-        self.thing_weight, self.patch_weight = task.thing_weight, task.patch_weight
+        self.thing_weight, self.patch_weight, self.teacher = task.thing_weight, task.patch_weight, task.teacher
         self.make_batch = RowBatches(make=task.make_batch, folder=features)
 
     def losses(self, batch: TrainingBatch) -> Losses:

@@ -13,7 +13,7 @@ from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.recipes.run import RECORD
-from llava_mini.recipes.study_rows import ROWS, Row
+from llava_mini.recipes.study_rows import ROWS, TIME_ROWS, Row
 from llava_mini.training.checkpoints import write_text
 from llava_mini.training.run_log import read_log
 
@@ -86,15 +86,21 @@ def cost_of(config: LlavaMiniConfig) -> dict[str, int]:
 
 
 def read_study(output_dir: Path) -> dict[str, Any]:
-    """Return what there is of a study: rows in their order, each with the seeds that are done.
+    """Return what there is of a study: rows in their order, each with the seeds that are done; those about time apart.
 
     Raises:
         ValueError: The folder holds no study.
     """
     if not (output_dir / "start").exists():
         raise ValueError(f"{str(output_dir)!r} holds no study. Start one with: llava-mini train study --output DIR")
+    settings, rows = _rows(output_dir, ROWS)
+    return {"settings": settings, "rows": rows, "time": _rows(output_dir, TIME_ROWS)[1]}
+
+
+def _rows(output_dir: Path, wanted: Sequence[Row]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what is the same for all rows, and what there is of each."""
     rows, settings = [], {}
-    for row in ROWS:
+    for row in wanted:
         seeds = []
         folders = (output_dir / "rows" / row.name).glob("seed-*")
         for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("seed-"))):
@@ -110,7 +116,7 @@ def read_study(output_dir: Path) -> dict[str, Any]:
             seeds.append({"seed": int(folder.name.removeprefix("seed-")), "scores": found, **_read(folder / FACTS)})
         if seeds:
             rows.append({"row": row.name, "shows": row.shows, "seeds": seeds})
-    return {"settings": settings, "rows": rows}
+    return settings, rows
 
 
 def write_study(output_dir: Path) -> dict[str, Any]:
@@ -130,11 +136,15 @@ def means_and_spreads(row: Mapping[str, Any]) -> dict[str, tuple[float, float | 
 
 def study_table(study: Study) -> str:
     """Return what there is of a study as lines of text: means over seeds, with their spread, and what rows cost."""
-    if not study["rows"]:
-        return "No row is done yet."
+    tables = [_table(rows) for rows in (study["rows"], study["time"]) if rows]
+    return "\n\n".join(tables) or "No row is done yet."
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same of rows that are asked the same."""
     columns = ["row", "seeds", "tokens", *GROUPS, "TFLOP at 7B", "s a step"]
     lines = []
-    for row in study["rows"]:
+    for row in rows:
         found, facts = means_and_spreads(row), row["seeds"][0]
         lines.append(
             [
@@ -146,11 +156,9 @@ def study_table(study: Study) -> str:
                 f"{mean(one['seconds_per_step'] for one in row['seeds']):.2f}",
             ]
         )
-    kinds = [kind for kind in study["rows"][0]["seeds"][0]["scores"] if kind not in GROUPS and "phrasings" not in kind]
-    by_kind = [
-        [row["row"], *(f"{means_and_spreads(row)[kind][0]:.2f}".lstrip("0") for kind in kinds)] for row in study["rows"]
-    ]
-    blind = study["rows"][0]["seeds"][0]["scores"]
+    kinds = [kind for kind in rows[0]["seeds"][0]["scores"] if kind not in GROUPS and "phrasings" not in kind]
+    by_kind = [[row["row"], *(f"{means_and_spreads(row)[kind][0]:.2f}".lstrip("0") for kind in kinds)] for row in rows]
+    blind = rows[0]["seeds"][0]["scores"]
     by_kind.append(["blind guess", *(f"{blind[kind]['blind']:.2f}".lstrip("0") for kind in kinds)])
     return f"{_aligned([columns, *lines])}\n\n{_aligned([['row', *kinds], *by_kind])}"
 

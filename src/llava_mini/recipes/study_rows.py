@@ -47,10 +47,21 @@ class Row:
     """Fields of the configuration that change after training: methods that can be given any number of tokens then."""
     weights_of: str = ""
     """The row whose trained weights it takes as they are: a method without training. Empty: it is trained itself."""
+    goes_on_from: str = ""
+    """The row from whose trained weights it goes on. Empty: it begins where all rows do."""
+    taught_by: str = ""
+    """The row whose trained model teaches it what to answer, besides the answers. Empty: answers alone."""
+    about_time: bool = False
+    """Whether it learns, and is asked, nothing but ``TIME_KINDS`` of questions about clips."""
 
     def __post_init__(self) -> None:
         if (self.thing_weight or self.patch_weight) and self.changes.get("vision_tokens_from") == "nowhere":
             raise ValueError(f"The losses on things of {self.name!r} look at vision tokens, and it has none.")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Rows that have to be trained before."""
+        return tuple(name for name in (self.weights_of, self.goes_on_from, self.taught_by) if name)
 
     def config(self, base: LlavaMiniConfig) -> LlavaMiniConfig:
         """Return the configuration of the row, with the sizes of another one."""
@@ -261,6 +272,18 @@ ROWS: tuple[Row, ...] = (
         patch_weight=1.0,
     ),
     Row(
+        name="query-prefusion-3-distilled",
+        shows="The model with all patches teaches it what to answer.",
+        changes=_query(DEPTH),
+        taught_by="all-tokens",
+    ),
+    Row(
+        name="query-prefusion-0-distilled",
+        shows="The same without pre-fusion.",
+        changes=_query(0),
+        taught_by="all-tokens",
+    ),
+    Row(
         name="no-vision",
         shows="Neither vision tokens nor pre-fusion: what the questions alone give away.",
         changes=_pooled(0, vision_tokens_from="nowhere"),
@@ -276,7 +299,31 @@ ROWS: tuple[Row, ...] = (
         changes=_query(DEPTH, 4, resolution_ratio=2),
     ),
 )
-"""All rows, in the order in which they are trained."""
+"""The rows that begin alike, in the order in which they are trained."""
+
+TIME_KINDS = ("direction", "order", "event count")
+"""Questions about clips that a shuffled clip does not answer."""
+
+
+def _about_time(name: str, shows: str, *, goes_on_from: str = "query-prefusion-3", **fields: Any) -> Row:
+    return Row(name=f"time-{name}", shows=shows, goes_on_from=goes_on_from, about_time=True, **fields)
+
+
+TIME_ROWS: tuple[Row, ...] = (
+    _about_time("plain", "Nothing else."),
+    _about_time("weighed", "Fused text is a mean of its own in every channel.", changes={"frame_weights": "by_place"}),
+    _about_time("patches", "The token is asked for all patches of its frame.", patch_weight=1.0),
+    _about_time("weighed-patches", "Both of these.", changes={"frame_weights": "by_place"}, patch_weight=1.0),
+    _about_time("things", "Losses on things, which need labels that no data set has.", thing_weight=1.0),
+    _about_time(
+        "weighed-no-token",
+        "No vision token: the fused text alone, a mean of its own in every channel.",
+        goes_on_from="no-vision-token-prefusion-3",
+        changes=_pooled(DEPTH, vision_tokens_from="nowhere", frame_weights="by_place"),
+    ),
+    _about_time("all-tokens", "All patches.", goes_on_from="all-tokens", changes=_all_tokens(0)),
+)
+"""Rows that go on from trained ones and learn what clips alone show: what makes one token a frame keep time."""
 
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -334,18 +381,20 @@ TABLES: dict[str, tuple[str, ...]] = {
         "query-prefusion-3-random-start",
         "query-prefusion-3-vision-start",
         "query-prefusion-3-things",
+        "query-prefusion-3-distilled",
+        "query-prefusion-0-distilled",
     ),
 }
 """The names of rows that stand beside one another, by title. A row may stand in several."""
 
 
 def rows_of(names: tuple[str, ...] = ()) -> tuple[Row, ...]:
-    """Return the rows with these names, in the order of the table; all of them without names.
+    """Return the rows with these names, in the order of the tables; all of them without names.
 
     Raises:
         ValueError: There is no such row.
     """
-    known = {row.name: row for row in ROWS}
+    known = {row.name: row for row in (*ROWS, *TIME_ROWS)}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"The study has no row {unknown[0]!r}. Its rows are: {', '.join(known)}.")
-    return tuple(row for row in ROWS if row.name in names) if names else ROWS
+    return tuple(row for name, row in known.items() if not names or name in names)

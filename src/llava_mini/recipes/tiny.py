@@ -419,6 +419,7 @@ def tuning_of(
     *,
     thing_weight: float,
     patch_weight: float = 0.0,
+    teacher: LlavaMiniForConditionalGeneration | None = None,
     conversation_every: int = 1,
 ) -> InstructionTuning:
     """Return the task of answering about records; what is not given here is as in ``InstructionTuning``."""
@@ -434,6 +435,7 @@ def tuning_of(
         records_of,
         thing_weight=thing_weight,
         patch_weight=patch_weight,
+        teacher=teacher,
         conversation_every=conversation_every,
     )
 

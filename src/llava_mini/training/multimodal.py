@@ -29,9 +29,10 @@ from llava_mini.flow import FusedPrompt, ModelInputs
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.model.positions import sine_cosine_2d
 from llava_mini.training.auxiliary import ThingHeads
+from llava_mini.training.distillation import distillation_loss, taught_logits
 from llava_mini.training.language_pretraining import answer_loss, row_loss
 from llava_mini.training.reconstruction import PatchDecoder, tokens_of_frames
-from llava_mini.training.shared_frames import answer_rows, fuse_shared, shares_much
+from llava_mini.training.shared_frames import fuse_shared, supervised_rows
 from llava_mini.training.trainer import Losses
 from llava_mini.training.vision_pretraining import labelled, normalised
 
@@ -185,6 +186,7 @@ class InstructionTuning:
         *,
         thing_weight: float,
         patch_weight: float = 0.0,
+        teacher: LlavaMiniForConditionalGeneration | None = None,
         conversation_every: int = 1,
     ) -> None:
         """Put the parts together.
@@ -195,37 +197,53 @@ class InstructionTuning:
             records_of: The records of a step.
             thing_weight: Weight of each loss on things against the answer loss; 0 leaves them out.
             patch_weight: Weight of the loss on patches, for a module that tells them; 0 leaves it out.
+            teacher: A frozen model whose answers are learned, too, see ``training.distillation``.
             conversation_every: In one of so many steps the turns of a record are one conversation; in the
                 others every question is a prompt of its own. 0: in all of them.
         """
+        if teacher is not None and thing_weight:
+            raise ValueError("A teacher goes without losses on things. Give one of them.")
         self.module = module
         self.collator = collator
         self.make_batch = RecordBatches(collator=collator, records_of=records_of, conversation_every=conversation_every)
         self.thing_weight = thing_weight
         self.patch_weight = patch_weight
+        self.teacher = teacher
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return the losses on the records of a step."""
-        if self.patch_weight and batch.inputs.features is None:
+        if (self.patch_weight or self.teacher is not None) and batch.inputs.features is None:
             batch = replace(batch, inputs=with_features(self.module.model, batch.inputs))
         fused = fuse_shared(self.module.model, batch.inputs, batch.frame_sources)
-        losses = tuning_losses(self.module, batch, fused, self.thing_weight)
-        return losses if self.patch_weight == 0 else self._with_patches(losses, batch, fused)
+        if self.teacher is None:
+            losses = tuning_losses(self.module, batch, fused, self.thing_weight)
+        else:
+            losses = self._taught(self.teacher, batch, fused)
+        if self.patch_weight == 0:
+            return losses
+        return _with(losses, "patches", self._patch_loss(batch, fused), self.patch_weight)
 
-    def _with_patches(self, losses: Losses, batch: TrainingBatch, fused: FusedPrompt) -> Losses:
-        """Add the loss on patches at its weight."""
+    def _taught(self, teacher: LlavaMiniForConditionalGeneration, batch: TrainingBatch, fused: FusedPrompt) -> Losses:
+        """The answer loss, and the distance to what the teacher answers."""
+        model = self.module.model
+        head, tokens_per_frame = model.language_model.lm_head, model.config.tokens_per_frame
+        rows, targets = supervised_rows(model, fused, batch.frame_sources)
+        taught = taught_logits(teacher.to(rows.device), batch.inputs, batch.frame_sources, tokens_per_frame)
+        return _with(row_loss(head, rows, targets), "teacher", distillation_loss(head(rows).float(), taught))
+
+    def _patch_loss(self, batch: TrainingBatch, fused: FusedPrompt) -> Tensor:
         features, decoder, config = batch.inputs.features, self.module.patch_decoder, self.module.model.config
         assert features is not None
         assert decoder is not None, "The module tells no patches."
         sources, tokens = tokens_of_frames(fused, int(config.image_token_id or 0), batch.frame_sources)
         patches = features[sources, -1, :, : config.vision.hidden_size]  # of the whole image
-        patch_loss = decoder.loss(tokens.to(self.module.model.dtype), patches)
-        parts = losses.parts or {"answer": float(losses.total.detach())}
-        return Losses(
-            total=losses.total + self.patch_weight * patch_loss,
-            parts={**parts, "patches": float(patch_loss.detach())},
-            right=losses.right,
-        )
+        return decoder.loss(tokens.to(self.module.model.dtype), patches)
+
+
+def _with(losses: Losses, name: str, loss: Tensor, weight: float = 1.0) -> Losses:
+    """Losses and one more at its weight."""
+    parts = losses.parts or {"answer": float(losses.total.detach())}
+    return replace(losses, total=losses.total + weight * loss, parts={**parts, name: float(loss.detach())})
 
 
 def with_features(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs) -> ModelInputs:
@@ -239,19 +257,16 @@ def with_features(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs)
 def tuning_losses(module: TunedModel, batch: TrainingBatch, fused: FusedPrompt, thing_weight: float) -> Losses:
     """Return the answer loss on fused prompts, with the losses on things added at their weight."""
     model = module.model
-    if thing_weight == 0 and shares_much(model, fused, batch.frame_sources):
-        return row_loss(model.language_model.lm_head, *answer_rows(model, fused, batch.frame_sources))
-    language_model = model.language_model.model
-    output = language_model(
+    if thing_weight == 0:
+        return row_loss(model.language_model.lm_head, *supervised_rows(model, fused, batch.frame_sources))
+    output = model.language_model.model(
         inputs_embeds=fused.inputs_embeds.to(model.dtype),
         attention_mask=fused.attention_mask,
-        output_hidden_states=thing_weight > 0,
+        output_hidden_states=True,
         **model.inside(fused),
     )
     assert fused.labels is not None
     answers = answer_loss(model.language_model.lm_head, output.last_hidden_state, fused.labels)
-    if thing_weight == 0:
-        return answers
     heads = module.thing_heads
     words = embedding_table(model)[batch.frame_things.names].mean(1)  # [M, D]
     noun = heads.noun_loss(fused.inputs_embeds, batch.nouns)

@@ -68,10 +68,24 @@ def shares_much(model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, fr
     return 2 * sum(group.num_rows for group in groups) < fused.input_ids.numel()
 
 
+def supervised_rows(
+    model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the last hidden state before each token with a label, [N, D], and these tokens, [N], prompt by prompt."""
+    if shares_much(model, fused, frame_sources):
+        return answer_rows(model, fused, frame_sources)
+    assert fused.labels is not None
+    hidden = model.language_model.model(
+        inputs_embeds=fused.inputs_embeds.to(model.dtype), attention_mask=fused.attention_mask, **model.inside(fused)
+    ).last_hidden_state  # [B, S, D]
+    chosen = fused.labels[:, 1:] != -100
+    return hidden[:, :-1][chosen], fused.labels[:, 1:][chosen]
+
+
 def answer_rows(
     model: LlavaMiniForConditionalGeneration, fused: FusedPrompt, frame_sources: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the last hidden state before each token with a label, [N, D], and these tokens, [N].
+    """Return the last hidden state before each token with a label, [N, D], and these tokens, [N], prompt by prompt.
 
     What stands up to the last frame of a prompt runs once for each image or clip, and the rest of every prompt reads
     its keys and values. Up to rounding that is what whole prompts give.
@@ -83,7 +97,7 @@ def answer_rows(
     """
     assert fused.labels is not None
     decoder = model.language_model.model
-    embeds, rows, targets = fused.inputs_embeds.to(model.dtype), [], []
+    embeds, rows, targets, places = fused.inputs_embeds.to(model.dtype), [], [], []
     for group in _groups(model, fused, frame_sources):
         shared, stop = _beginning(fused, group), group.end + group.length
         inside, cache = model.inside(shared), DynamicCache()
@@ -100,7 +114,10 @@ def answer_rows(
         chosen = labels != -100
         rows.append(hidden[:, :-1][chosen])
         targets.append(labels[chosen])
-    return torch.cat(rows), torch.cat(targets)
+        place = fused.labels.shape[1] * group.prompts[:, None] + torch.arange(group.end + 1, stop, device=embeds.device)
+        places.append(place[chosen])
+    order = torch.cat(places).argsort()
+    return torch.cat(rows)[order], torch.cat(targets)[order]
 
 
 @dataclass(frozen=True, kw_only=True)
