@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_mini.data.synthetic.world import CLIP_KINDS
 from llava_mini.recipes.study_results import GROUPS, means_and_spreads
-from llava_mini.recipes.study_rows import TABLES
+from llava_mini.recipes.study_rows import TABLES, TIME_KINDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,14 +133,19 @@ Beside the scores: tokens of a frame that the language model reads here, and at 
 the first token of the answer to the first question about a picture and to a later one, as the code runs them; the same
 with CLIP ViT-L/14 at 336 px and Vicuna-7B, the first question as the paper counts it, all with the paper's 43 tokens of
 text; parameters here; and the time of a training step, which also holds drawing and, for the first row of each seed
-alone, the vision encoder. It says little where other work ran on the machine
-meanwhile, as it did here.
+alone, the vision encoder. It says little where other work ran on the machine meanwhile, as it did here.
+"""
+
+TIME = """\
+These rows go on from a trained row above and learn nothing but three kinds of questions about clips, those that another
+order of the same frames would answer otherwise. Beside what is right: what of it is lost when the tokens are zeroed or
+stand in another order, and when the fused text is what it was before pre-fusion, all three as means over the kinds.
 """
 
 CARRIERS = """\
 Fewer questions are asked again with something spoiled between vision and language model: vision tokens set to zero, put
 into another order of a clip's frames, or taken from another picture or clip; fused text taken from another picture or
-clip, or set back to what it was before pre-fusion. Where nothing is lost, nothing was read.
+clip, or set back to what it was before pre-fusion. Where nothing is lost, nothing was needed for these questions.
 """
 
 
@@ -163,6 +168,9 @@ def page(study: Study) -> str:
     parts += ["## What carries the answer\n", CARRIERS, f"{_carriers(rows)}\n"]
     parts += ["## At which budget the order settles\n", f"{_settling(rows)}\n"]
     parts += ["![Loss over steps](study/curves.png)\n", "![Order over steps](study/order.png)\n"]
+    if study["time"]:
+        parts += ["## What keeps time\n", TIME, f"{_time(study['time'])}\n"]
+        rows = {**rows, **{row["row"]: row for row in study["time"]}}
     return "\n".join([*parts, "## What the rows are\n", _explained(rows), ""])
 
 
@@ -352,7 +360,7 @@ def _kinds(rows: Rows) -> str:
         ]
         lines.append(["blind guess", *(f"{scores[kind]['blind']:.2f}".lstrip("0") for kind in chosen)])
         parts.append(_table([f"about {title}", *chosen], lines))
-    return "\n\n".join(part for part in parts)
+    return "\n\n".join(parts)
 
 
 def _carriers(rows: Rows) -> str:
@@ -387,6 +395,24 @@ def _lost(row: Mapping[str, Any], way: str, kind: str) -> str:
     return f"{mean(lost):+.2f}" if lost else ""
 
 
+def _time(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Scores of rows about time, and what carries them."""
+    ways = ("tokens zeroed", "tokens shuffled", "text raw")
+    lines = []
+    for row in rows:
+        found, seeds = means_and_spreads(row), str(len(row["seeds"]))
+        shares = [_share(found[kind]) for kind in (*TIME_KINDS, "clips")]
+        lines.append(
+            [f"`{row['row']}`", f"`{row['from']}`", seeds, *shares, *(_lost(row, way, "clips") for way in ways)]
+        )
+    blind = rows[0]["seeds"][0]["scores"]
+    guesses = [f"{blind[kind]['blind']:.2f}".lstrip("0") for kind in (*TIME_KINDS, "clips")]
+    lines.append(["blind guess", "", "", *guesses, *("" for _ in ways)])
+    return _table(
+        ["row", "goes on from", "seeds", *TIME_KINDS, "all", *(f"lost, {way}" for way in ways)], lines, words=2
+    )
+
+
 def _settling(rows: Rows) -> str:
     rows = trained(rows)
     if len(rows) < 2:
@@ -395,10 +421,11 @@ def _settling(rows: Rows) -> str:
     names = list(rows)
     losses = [-curves(rows[name])[-1][1] for name in names]
     scores = [means_and_spreads(rows[name])["all"][0] for name in names]
-    middle = found[len(found) // 2]
+    middle, settled = found[len(found) // 2], settled_at(rows)
+    when = f"From step {settled:,} of {last:,} on" if settled < last else f"At no step before the last, {last:,},"
     return (
-        f"From step {settled_at(rows):,} of {last:,} on, the order of {len(rows)} rows by their training loss, a loss "
-        "on new scenes at every step, stays close to the final one (Kendall's tau of "
+        f"{when} the order of {len(rows)} rows by their training loss, a loss on new scenes at every step, "
+        f"{'stays' if settled < last else 'is'} close to the final one (Kendall's tau of "
         f"{SETTLED} and more); half way, at step {middle[0]:,}, tau is {middle[1]:.2f}. Between the final order by "
         f"loss and that by score tau is {kendall(losses, scores):.2f}. The rate falls to nearly nothing at the end, so "
         "the order of longer runs may still be another."

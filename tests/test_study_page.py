@@ -62,7 +62,8 @@ def made_up():
     shows = {row.name: row.shows for row in ROWS}
     return {
         "settings": settings,
-        "rows": [{"row": name, "shows": shows[name], "seeds": one} for name, one in rows.items()],
+        "rows": [{"row": name, "shows": shows[name], "from": "", "seeds": one} for name, one in rows.items()],
+        "time": [],
     }
 
 
@@ -103,7 +104,7 @@ def test_the_page_has_every_row_pair_and_table_that_there_is(pages, made_up):
     assert "| `query-prefusion-1` | .71 ± .02 |" in text
     assert text.count("\n### ") == len(pages.tables_of(pages.rows_by_name(made_up))) == 1
     assert "150 steps of 16 pictures" in text
-    assert "From step 150 of 150 on" in text
+    assert "At no step before the last, 150, the order of 3 rows" in text
     with pytest.raises(ValueError, match="no finished row"):
         pages.page({**made_up, "rows": []})
 
@@ -118,6 +119,20 @@ def test_a_row_without_training_has_scores_and_no_curve(pages, made_up):
     assert f"| `{name}` | .60 |" in pages.page(study)
     for draw in pages.PICTURES.values():
         draw(study)
+
+
+def test_rows_about_time_stand_apart_with_what_carries_them(pages, made_up):
+    name, one = "time-weighed", seed(0, 0.6, 0.5, (1.0, 0.9, 0.8))
+    kinds = dict.fromkeys(("direction", "order", "event count", "clips", "all"), score(0.5))
+    right = {"unchanged": 0.5, "tokens zeroed": 0.3, "tokens shuffled": 0.4, "text raw": 0.45}
+    carriers = {way: {"right": {"clips": share}, "kept": {}} for way, share in right.items()}
+    about_time = {"row": name, "shows": "Time.", "from": "query-prefusion-3"}
+    study = {**made_up, "time": [{**about_time, "seeds": [{**one, "scores": kinds, "carriers": carriers}]}]}
+    text = pages.page(study)
+    cells = ".500 | .500 | .500 | .500 | +0.20 | +0.10 | +0.05 |"
+    assert f"| `{name}` | `query-prefusion-3` | 1 | {cells}" in text
+    assert f"| `{name}` | Time. |" in text
+    assert "What keeps time" not in pages.page(made_up)
 
 
 def test_every_row_that_is_compared_is_a_row_of_the_study(pages):

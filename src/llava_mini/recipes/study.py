@@ -257,7 +257,7 @@ def needed_runs(settings: StudySettings, output_dir: Path, row: Row, seed: int) 
 
 def row_task(
     settings: StudySettings, output_dir: Path, row: Row, seed: int, *, features: Path | None = None
-) -> "RowTuning":
+) -> RowTuning:
     """Return the task of a row before its first step.
 
     Args:

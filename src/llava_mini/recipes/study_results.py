@@ -54,13 +54,13 @@ def row_facts(
         }
         for line in lines
     ]
-    carried = carriers(model, processor, bench)
+    carried, toy = carriers(model, processor, bench), cost_of(model.config)
     return {
         "row": row.name,
         "seed": seed,
-        "parameters": cost_of(model.config)["parameters"],
-        "tokens_per_frame": cost.tokens_of_frame(model.config),
-        "toy": cost_of(model.config),
+        "parameters": toy["parameters"],
+        "tokens_per_frame": toy["tokens_per_frame"],
+        "toy": toy,
         "full_size": cost_of(row.full_size()),
         "seconds_per_step": round(lines[-1]["seconds"], 3) if lines else 0.0,
         "curve": curve,
@@ -115,7 +115,7 @@ def _rows(output_dir: Path, wanted: Sequence[Row]) -> tuple[dict[str, Any], list
             }
             seeds.append({"seed": int(folder.name.removeprefix("seed-")), "scores": found, **_read(folder / FACTS)})
         if seeds:
-            rows.append({"row": row.name, "shows": row.shows, "seeds": seeds})
+            rows.append({"row": row.name, "shows": row.shows, "from": row.goes_on_from, "seeds": seeds})
     return settings, rows
 
 

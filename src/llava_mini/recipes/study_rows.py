@@ -56,7 +56,7 @@ class Row:
 
     def __post_init__(self) -> None:
         if (self.thing_weight or self.patch_weight) and self.changes.get("vision_tokens_from") == "nowhere":
-            raise ValueError(f"The losses on things of {self.name!r} look at vision tokens, and it has none.")
+            raise ValueError(f"The losses on things or patches of {self.name!r} look at vision tokens: it has none.")
 
     @property
     def needs(self) -> tuple[str, ...]:
