@@ -175,6 +175,45 @@ def _draw_kept(report: Report, axes: "Axes") -> None:
     axes.legend(fontsize="small")
 
 
+def _draw_flops(report: Report, axes: "Axes") -> None:
+    rows = report.results["paper"][::-1]
+    ways = (
+        ("paper's count", "computed", 0.27),
+        ("our first question", "first", 0.0),
+        ("later question", "later", -0.27),
+    )
+    for (label, key, shift), colour in zip(ways, COLOURS.values(), strict=False):
+        places = [number + shift for number in range(len(rows))]
+        axes.barh(places, [row[key] / 1e12 for row in rows], 0.26, label=label, color=colour)
+    axes.set_yticks(range(len(rows)), [row["model"] for row in rows])
+    axes.tick_params(labelsize="small")
+    axes.set_xscale("log")
+    axes.set_xlabel("TFLOP up to the first token of the answer")
+    axes.legend(fontsize="x-small")
+
+
+def _draw_decode(report: Report, axes: "Axes") -> None:
+    ways = report.results["ways"]
+    _medians(axes, {name: [one["frames"] / seconds for seconds in one["seconds"]] for name, one in ways.items()})
+    axes.set_xlabel("frames per second")
+
+
+def _draw_load(report: Report, axes: "Axes") -> None:
+    _medians(axes, report.results["seconds"])
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds")
+
+
+def _medians(axes: "Axes", rows: Mapping[str, Sequence[float]]) -> None:
+    """Bars of medians with the range of all repeats, the first row on top."""
+    names = [*rows][::-1]
+    middles = [median(rows[name]) for name in names]
+    below = [middle - min(rows[name]) for name, middle in zip(names, middles, strict=True)]
+    above = [max(rows[name]) - middle for name, middle in zip(names, middles, strict=True)]
+    axes.barh(names, middles, xerr=[below, above], color=COLOURS["vision"], ecolor="black", capsize=2)
+    axes.tick_params(labelsize="small")
+
+
 def _says_flops(report: Report) -> str:
     methods = report.results["methods"]
     mini, plain = methods["LLaVA-Mini, 1 token"], methods["query, no pre-fusion, 1 token"]
@@ -317,7 +356,7 @@ def _ratio(of: Sequence[float], to: Sequence[float]) -> str:
 
 
 SECTIONS = (
-    Section(name="flops", title="Operations at 7B, counted", says=_says_flops),
+    Section(name="flops", title="Operations at 7B, counted", says=_says_flops, draw=_draw_flops, size=(8, 9)),
     Section(
         name="latency-middle",
         title="One image, middle size",
@@ -339,8 +378,8 @@ SECTIONS = (
     Section(name="video-middle-256", title="256 frames, middle size", says=_says_growth),
     Section(name="memory-middle", title="Memory, middle size", says=_says_memory, draw=_draw_kept),
     Section(name="train-middle", title="A step of training, middle size", says=_says_train, draw=_draw_train),
-    Section(name="decode", title="Decoding alone", says=_says_decode),
-    Section(name="load", title="The embedded model from nothing", says=_says_load),
+    Section(name="decode", title="Decoding alone", says=_says_decode, draw=_draw_decode, size=(8, 2.6)),
+    Section(name="load", title="The embedded model from nothing", says=_says_load, draw=_draw_load),
 )
 """In the order of the page."""
 
