@@ -122,6 +122,8 @@ class _Tuning(_Running):
     """Left out: 1e-3 for pretrain, 1e-5 for finetune."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the arithmetic. What trains has float32 copies."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel of language model and pre-fusion. flash_attention_2 needs a GPU and the package flash-attn."""
     seed: int = 0
     """Of the order of samples, and of all that is drawn."""
     strategy: Annotated[Literal["ddp", "fsdp"] | None, arg(metavar="NAME", help_behavior_hint="")] = None

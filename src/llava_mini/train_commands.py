@@ -17,7 +17,7 @@ from llava_mini.recipes.pretrain import StartOfPretraining, pretrain_settings
 from llava_mini.recipes.pretrain import pretrain as pretrain_recipe
 from llava_mini.recipes.tuning import Tuning, TuningSettings
 from llava_mini.recipes.tuning_data import find_data
-from llava_mini.training.devices import choose_hardware
+from llava_mini.training.devices import choose_hardware, require_flash_attention
 from llava_mini.training.lora import LoraSettings
 from llava_mini.training.plan import Devices
 from llava_mini.training.sharding import EngineSettings
@@ -193,6 +193,8 @@ def _run(tuning: Tuning, flags: "Pretrain | Finetune", environment: Mapping[str,
     hardware = choose_hardware(flags.device, flags.threads, flags.workers)
     world = World.from_environment(environment, device=hardware.device, minutes=PATIENCE_MINUTES)
     with world.speaking_once("llava-mini"), world:
+        if flags.attention == "flash_attention_2":  # before anything is read
+            world.each(lambda: require_flash_attention(world.device, tuning.settings.dtype))
         devices = _devices(flags, world.size)
         plan = world.first(lambda: str(tuning.plan(devices)))
         if world.is_first:
@@ -202,6 +204,7 @@ def _run(tuning: Tuning, flags: "Pretrain | Finetune", environment: Mapping[str,
             strategy=devices.strategy,
             checkpoint_activations=devices.checkpointing,
             compile_layers=flags.compile,
+            attention=flags.attention,
         )
         run = tuning.run(output, engine=engine, world=world)
         run.execute(hardware=hardware, slice_minutes=flags.slice_minutes, world=world, tracker=flags.tracker)

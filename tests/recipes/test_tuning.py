@@ -139,6 +139,29 @@ def test_a_run_that_was_cut_off_gets_the_losses_of_one_that_was_not(world, tmp_p
     assert len(list(tmp_path.glob("parts/finetune/places/*.jsonl"))) == 2 * is_streamed  # one for each lane
 
 
+def test_attention_kernels_give_the_same_losses(world, tmp_path):
+    def train(kernel):
+        run = stage_2(world, steps=2).run(tmp_path / kernel, engine=EngineSettings(attention=kernel))
+        (phase,) = run.phases
+        log = RunLog(tmp_path / kernel, terminal=(tmp_path / "terminal").open("a"))
+        task = phase.build()
+        train_phase(task, replace(phase.settings, log_every=1), tmp_path / kernel / "finetune", log)
+        parts = task.module.language_model.model, task.module.prefusion
+        assert [part.config._attn_implementation for part in parts] == [kernel, kernel]
+        return losses(tmp_path / kernel)
+
+    fused = train("sdpa")
+    assert len(fused) == 2
+    assert train("eager") == pytest.approx(fused, rel=1e-5)
+
+
+def test_a_run_remembers_its_attention_kernel_if_it_is_not_the_usual_one(world, tmp_path):
+    engines = (None, *(EngineSettings(attention=kernel) for kernel in ("sdpa", "eager")))
+    plain, usual, other = (stage_2(world).run(tmp_path, engine=engine).settings for engine in engines)
+    assert usual == plain
+    assert other == {**plain, "attention": "eager"}
+
+
 def test_checkpoints_hold_what_trains_and_know_the_rest_again(world, tmp_path):
     start = shutil.copytree(world[0] / "stage-1" / "model", tmp_path / "start")
     run = stage_2(world, model=start, lora=LoraSettings(rank=2), steps=2).run(tmp_path / "run")
@@ -355,6 +378,10 @@ def test_a_dry_run_needs_neither_weights_nor_data_nor_devices(arguments, words, 
         (["finetune", "--model", "tiny", "--dry-run", "--micro-batch", "7"], "Choose a micro_batch that divides it"),
         (["finetune", "--model", "tiny", "--dry-run", "--gpus", "64"], "Choose a multiple of 512"),
         (["finetune", "a.json", "--model", "llama-3.1-8b"], "There is no model 'llama-3.1-8b'"),
+        (
+            ["finetune", "no-file.json", "--model", "tiny", "--device", "cpu", "--attention", "flash_attention_2"],
+            "flash_attention_2 runs on a GPU alone, but this training runs on cpu",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_end_with_2_and_a_sentence(arguments, words, capsys):

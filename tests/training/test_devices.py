@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from llava_mini.training.devices import Hardware, choose_hardware, fuse_attention, to_device
+from llava_mini.training import devices
+from llava_mini.training.devices import (
+    Hardware,
+    choose_hardware,
+    fuse_attention,
+    require_flash_attention,
+    to_device,
+)
 from tests.tiny_models import IMAGE_TOKEN, pixels, tiny_model
 
 
@@ -74,3 +81,25 @@ def test_a_fused_kernel_that_was_chosen_stays():
     model.language_model.config._attn_implementation = "flash_attention_2"
     fuse_attention(model)
     assert model.language_model.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "dtype", "is_installed", "words"),
+    [
+        ("cpu", (9, 0), torch.bfloat16, True, "runs on a GPU alone, but this training runs on cpu"),
+        ("cuda", (7, 5), torch.bfloat16, True, r"needs a GPU of compute capability 8.0 \(Ampere\) or later.* has 7.5"),
+        ("cuda", (9, 0), torch.float32, True, "computes in 16 bits alone, but this training in torch.float32"),
+        ("cuda", (9, 0), torch.bfloat16, False, "pip install flash-attn"),
+    ],
+)
+def test_flash_attention_is_refused_where_it_cannot_run(monkeypatch, kind, capability, dtype, is_installed, words):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(devices, "is_flash_attn_2_available", lambda: is_installed)
+    with pytest.raises(ValueError, match=words):
+        require_flash_attention(torch.device(kind), dtype)
+
+
+def test_flash_attention_is_let_through_where_it_can_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(devices, "is_flash_attn_2_available", lambda: True)
+    require_flash_attention(torch.device("cuda"), torch.bfloat16)

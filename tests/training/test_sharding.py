@@ -32,9 +32,11 @@ def test_layers_of_a_model_within_another_module_are_found_too():
     assert len(layers_of(nn.ModuleDict({"model": tiny_model()}))) == 11
 
 
-def test_an_unknown_strategy_is_refused():
+def test_an_unknown_strategy_or_kernel_is_refused():
     with pytest.raises(ValueError, match="strategy is 'fast'; choose one of none, ddp, fsdp"):
         EngineSettings(strategy="fast")
+    with pytest.raises(ValueError, match="attention is 'fast'; choose one of sdpa, eager, flash_attention_2"):
+        EngineSettings(attention="fast")
 
 
 def test_recomputing_runs_the_layers_that_train_twice_and_frozen_vision_once():

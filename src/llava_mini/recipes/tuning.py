@@ -42,6 +42,8 @@ ASSUMED = SampleSize(frames=1, text_tokens=256, supervised_tokens=128)
 PLACES = "places"
 """Name of what a stream needs to go on, in the folder of its phase."""
 LOG_EVERY = 10
+ATTENTION = "sdpa"
+"""The kernel that a run has unless its record names another."""
 OPTIMIZER = OptimizerSettings(
     betas=(0.9, 0.999), weight_decay=0.0, max_gradient_norm=1.0, warmup_share=0.03, final_share=0.0
 )
@@ -183,10 +185,11 @@ class Tuning:
                 "With kept features some processes would run the vision tower and others not, and fsdp waits for all "
                 "of them. Choose the strategy ddp, or leave the features out."
             )
+        engine = engine or EngineSettings()
         names = _parameter_names(self.config, settings.lora)
         return Run(
             name=self.name,
-            settings=self._facts(),
+            settings=self._facts(engine),
             dtype=settings.dtype,
             output_dir=output,
             save=self._save,
@@ -198,7 +201,7 @@ class Tuning:
                         stage=tuning_stage(self.name, names, settings.rates),
                         optimizer=settings.optimizer,
                         accumulate=settings.micro_batches // size,
-                        engine=engine or EngineSettings(),
+                        engine=engine,
                         checkpoint_seconds=60 * settings.checkpoint_minutes,
                         max_damaged_share=settings.max_damaged_share,
                         keep_last=settings.keep_last,
@@ -325,9 +328,10 @@ class Tuning:
             raise ValueError(f"None of the {len(refused)} samples that were looked at can be learned. {reason}")
         return sizes
 
-    def _facts(self) -> dict[str, object]:
+    def _facts(self, engine: EngineSettings) -> dict[str, object]:
         """Everything that decides what comes out."""
         settings = self.settings
+        kernel = {} if engine.attention in (None, ATTENTION) else {"attention": engine.attention}
         special = ("files", "stream", "dtype", "lora", "rates", "optimizer", "features")
         harmless = ("checkpoint_minutes", "keep_last", "max_damaged_share")  # whoever is told to raise it goes on
         return {
@@ -340,6 +344,7 @@ class Tuning:
             "features": None if settings.features is None else str(settings.features),
             "lora": None if settings.lora is None else asdict(settings.lora),
             "dtype": str(settings.dtype),
+            **kernel,
         }
 
 

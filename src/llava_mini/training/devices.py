@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from llava_mini.inference.devices import choose_device
 
@@ -62,6 +63,33 @@ def choose_hardware(device: str | None = None, threads: int | None = None, worke
     if workers is None:
         workers = 0 if chosen.type == "cpu" else min(max((os.cpu_count() or 1) - 1, 1), 16)
     return Hardware(device=chosen, threads=1 if threads is None else threads, workers=workers)
+
+
+def require_flash_attention(device: torch.device, dtype: torch.dtype) -> None:
+    """See whether the kernels of flash attention 2 can run.
+
+    Raises:
+        ValueError: They cannot compute on this device or in this number format, or are not installed.
+    """
+    advice = "Leave --attention out: sdpa has fused kernels of its own."
+    if device.type != "cuda":
+        raise ValueError(f"flash_attention_2 runs on a GPU alone, but this training runs on {device.type}. {advice}")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FLASH_CAPABILITY:
+        raise ValueError(
+            f"flash_attention_2 needs a GPU of compute capability {'.'.join(map(str, _FLASH_CAPABILITY))} (Ampere) or "
+            f"later, but this one has {'.'.join(map(str, capability))}. {advice}"
+        )
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"flash_attention_2 computes in 16 bits alone, but this training in {dtype}. {advice}")
+    if not is_flash_attn_2_available():
+        raise ValueError(
+            "flash_attention_2 needs the package flash-attn, 2.3.3 or later, which is not installed: pip install "
+            f"flash-attn. {advice}"
+        )
+
+
+_FLASH_CAPABILITY = (8, 0)
 
 
 def fuse_attention(module: nn.Module) -> None:

@@ -31,6 +31,8 @@ from llava_mini.training.stages import Stage, apply_stage
 from llava_mini.training.world import World
 
 Strategy = Literal["none", "ddp", "fsdp"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+"""Kernels, by their names in transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,14 @@ class EngineSettings:
     """Keep the inputs of layers only, and compute the rest again on the way back."""
     compile_layers: bool = False
     """Compile each layer with ``torch.compile``. The first steps take long."""
+    attention: Attention | None = None
+    """Kernel of language model and pre-fusion. None: as the module comes, in fused kernels on a GPU."""
 
     def __post_init__(self) -> None:
         if self.strategy not in get_args(Strategy):
             raise ValueError(f"strategy is {self.strategy!r}; choose one of {', '.join(get_args(Strategy))}.")
+        if self.attention not in (None, *get_args(Attention)):
+            raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(get_args(Attention))}.")
 
 
 class Forward(nn.Module):
@@ -85,6 +91,8 @@ def prepare(task: Any, stage: Stage, settings: EngineSettings, world: World) -> 
             "'fsdp' for any other."
         )
     apply_stage(task.module.named_parameters(), stage)
+    if settings.attention is not None:
+        _set_attention(task.module, settings.attention)
     if settings.checkpoint_activations:
         checkpoint_activations(task.module)
     if settings.compile_layers:
@@ -141,6 +149,12 @@ def _shard(forward: Forward, strategy: Strategy, world: World) -> None:
     for unit in (*layers_of(forward.module), forward):
         _share_weights(unit, world)
         fully_shard(unit, mesh=mesh, mp_policy=policy)
+
+
+def _set_attention(module: nn.Module, kernel: Attention) -> None:
+    for part in module.modules():
+        if isinstance(part, LlavaMiniForConditionalGeneration):
+            part.language_model.set_attn_implementation(kernel)  # pre-fusion shares its configuration
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
