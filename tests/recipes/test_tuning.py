@@ -24,7 +24,6 @@ from llava_mini.training.plan import Devices
 from llava_mini.training.run_log import RunLog, read_log
 from llava_mini.training.sharding import EngineSettings
 from llava_mini.training.trainer import train_phase
-from llava_mini.training.world import World
 from tests.checkpoint.folders import stored_tensors
 from tests.tuning_world import drawn_data, drawn_shards, save_parts
 
@@ -209,9 +208,6 @@ def test_kept_features_give_the_losses_of_the_tower(world, tmp_path):
     assert plain.make_batch(images).inputs.features is None
     losses = [task.losses(task.make_batch(images)).total for task in (plain, kept)]
     torch.testing.assert_close(*losses)
-    two, engine = World(size=2), EngineSettings(strategy="fsdp")
-    with pytest.raises(ValueError, match="Choose the strategy ddp"):
-        stage_2(world, features=tmp_path).run(tmp_path / "run", engine=engine, world=two)
 
 
 def test_low_rank_updates_are_saved_alone_and_merged(world, tmp_path):

@@ -180,11 +180,6 @@ class Tuning:
                 f"The {settings.micro_batches} micro-batches of a step cannot be divided among {size} processes. "
                 f"Choose a batch that is a multiple of {size * settings.micro_batch}."
             )
-        if settings.features is not None and size > 1 and engine is not None and engine.strategy == "fsdp":
-            raise ValueError(
-                "With kept features some processes would run the vision tower and others not, and fsdp waits for all "
-                "of them. Choose the strategy ddp, or leave the features out."
-            )
         engine = engine or EngineSettings()
         names = _parameter_names(self.config, settings.lora)
         return Run(
@@ -276,7 +271,7 @@ class Tuning:
         if self.settings.lora is not None:
             add_lora(model, self.settings.lora)
         batches = self.data.batches(self._collator(model.vision_tower), places)
-        return InstructionTask(model, batches, is_spread=is_spread)
+        return InstructionTask(model, batches, is_spread=is_spread, has_features=self.settings.features is not None)
 
     @property
     def _is_four_bit(self) -> bool:

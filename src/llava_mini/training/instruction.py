@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llava_mini.data.tuning_batch import IGNORED, TuningBatch
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
-from llava_mini.training.idle_frames import with_idle_frame
+from llava_mini.training.idle_frames import seen_together, with_idle_frame
 from llava_mini.training.trainer import Losses
 
 ROWS_AT_A_TIME = 1024
@@ -35,7 +35,12 @@ class InstructionTask:
     """Answers in the format of LLaVA, for ``train_phase``."""
 
     def __init__(
-        self, module: LlavaMiniForConditionalGeneration, make_batch: MakeBatch, *, is_spread: bool = False
+        self,
+        module: LlavaMiniForConditionalGeneration,
+        make_batch: MakeBatch,
+        *,
+        is_spread: bool = False,
+        has_features: bool = False,
     ) -> None:
         """Put model and data together.
 
@@ -43,10 +48,12 @@ class InstructionTask:
             module: The model; what of it trains is the business of a ``Stage``.
             make_batch: The micro-batches.
             is_spread: Whether several processes train, which have to run all parts equally often.
+            has_features: Whether micro-batches may hold kept features in the place of pixels.
         """
         self.module = module
         self.make_batch = make_batch
         self.is_spread = is_spread
+        self.has_features = has_features
 
     def weight(self, batch: TuningBatch) -> float:
         """Return the number of supervised tokens."""
@@ -60,6 +67,8 @@ class InstructionTask:
         model, inputs = self.module, batch.inputs
         if inputs is None or self.is_spread or not _words_train(model):
             inputs = with_idle_frame(inputs, model.config, model.device)
+        if self.is_spread and self.has_features:
+            inputs = seen_together(inputs, model)
         fused = model.fuse(inputs)
         hidden = model.language_model.model(
             inputs_embeds=fused.inputs_embeds.to(model.dtype),
