@@ -95,6 +95,8 @@ class _Tuning(_Running):
     none for shards, whose records hold their media."""
     weights: Annotated[tuple[float, ...], arg(metavar="W...", help_behavior_hint="")] = ()
     """How often the records of each file are seen in an epoch: 2 is twice, 0.5 every other one. Left out: once."""
+    window: Annotated[int | None, _NUMBER] = None
+    """Mix so many records of shards, and group them by kind and length; as many are in memory. Left out: 2048."""
     output: Annotated[Path | None, _DIR] = None
     """The run's folder: settings, log, checkpoints and the model. A run that was cut off goes on with the same command.
     Left out: runs/pretrain or runs/finetune."""

@@ -110,7 +110,7 @@ def finetune(flags: "Finetune", environment: Mapping[str, str]) -> int:
 
 
 def _settings(flags: "Pretrain | Finetune", defaults: TuningSettings) -> TuningSettings:
-    files, stream = find_data(flags.data, flags.media, flags.weights, flags.seed)
+    files, stream = find_data(flags.data, flags.media, flags.weights, flags.seed, flags.window)
     return replace(
         defaults,
         **_given({"epochs": flags.epochs}),

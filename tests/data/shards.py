@@ -26,3 +26,20 @@ def numbered_shards(folder, sizes):
         )
         for shard, size in enumerate(sizes)
     )
+
+
+def mixed_shards(folder, sizes):
+    """Parquet files of so many records about an image, every fifth about a film, others text alone; lengths differ."""
+    numbers = itertools.count()
+    return tuple(
+        write_parquet(folder / f"{shard}.parquet", [_mixed(next(numbers)) for _ in range(size)])
+        for shard, size in enumerate(sizes)
+    )
+
+
+def _mixed(number):
+    kind = {0: "video", 2: "text", 4: "text"}.get(number % 5, "image")
+    mark = "" if kind == "text" else f"<{kind}>\n"
+    media = {"image": None, "video": None, kind: {"bytes": b"pixels", "path": None}}
+    words = "word " * (7 * number % 40)
+    return {"conversations": turns(f"{mark}{words}"), "image": media["image"], "video": media["video"]}

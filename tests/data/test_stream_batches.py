@@ -8,23 +8,28 @@ import pyarrow.parquet
 import pytest
 
 from llava_mini.data import stream_batches
+from llava_mini.data.quarantine import Damaged
 from llava_mini.data.stream_batches import StreamBatches
 from llava_mini.data.streaming import StreamSettings
-from llava_mini.data.tuning_batch import TuningCollator
+from llava_mini.data.tuning_batch import TuningBatch
 from llava_mini.training.prefetch import Prefetch
-from tests.data.shards import numbered_shards, turns, write_parquet
-from tests.tiny_engine import tiny_parts
+from tests.data.shards import mixed_shards, turns, write_parquet
 
 
 @pytest.fixture
 def shards(tmp_path):
-    return numbered_shards(tmp_path, [6] * 6)
+    return mixed_shards(tmp_path, [6] * 6)
+
+
+def named(items):
+    """A batch of names: what the records show is not opened."""
+    damaged = tuple(item for item in items if isinstance(item, Damaged))
+    return TuningBatch(inputs=None, ids=tuple(item.id for item in items if item not in damaged), damaged=damaged)
 
 
 def batches(shards, *, seed=0, **options):
     options = {"batch_size": 2, "micro_batches": 4, **options}
-    settings = StreamSettings(shards=shards, name="s", seed=seed)
-    return StreamBatches(settings, TuningCollator(tiny_parts()[1]), **options)
+    return StreamBatches(StreamSettings(shards=shards, name="s", seed=seed), named, **options)
 
 
 def ids(made, numbers):
@@ -66,6 +71,17 @@ def test_a_run_that_goes_on_gets_the_micro_batches_of_an_uninterrupted_one(shard
     assert ids(later, (21, 39, 4)) == [expected[number] for number in (21, 39, 4)]
 
 
+@pytest.mark.parametrize("stop", range(1, 24, 3))
+def test_micro_batches_of_several_kinds_are_the_same_after_any_stop(tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(stream_batches, "PLACES_EVERY", 2)
+    shards = mixed_shards(tmp_path, [21, 14])
+    expected = ids(batches(shards, batch_size=4), range(24))
+    seen = list(itertools.chain.from_iterable(expected))
+    assert len(seen) > len(set(seen)) == 35  # the second epoch has begun
+    before = ids(batches(shards, batch_size=4, places=tmp_path / "places"), range(stop))
+    assert before + ids(batches(shards, batch_size=4, places=tmp_path / "places"), range(stop, 24)) == expected
+
+
 def test_a_place_that_a_kill_cut_off_is_passed_over(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(stream_batches, "PLACES_EVERY", 1)
     expected = ids(batches(shards, micro_batches=1), range(8))
@@ -81,7 +97,7 @@ def test_places_of_another_order_or_size_are_refused(shards, tmp_path, monkeypat
     ids(batches(shards, places=tmp_path), range(4))
     with pytest.raises(ValueError, match="another order"):
         batches(shards, seed=5, places=tmp_path)(2)
-    with pytest.raises(ValueError, match="micro-batches of 2 samples, these have 3"):
+    with pytest.raises(ValueError, match="has batch_size 2, but this one has 3"):
         batches(shards, batch_size=3, places=tmp_path)(2)
 
 
@@ -98,6 +114,13 @@ def test_damaged_records_of_a_stream_are_in_their_batch(tmp_path):
     rows.append({"conversations": turns("<image>\nwhat?")})
     batch = batches((write_parquet(tmp_path / "a.parquet", rows),), batch_size=4)(0)
     assert (len(batch.ids), [one.id for one in batch.damaged]) == (3, ["s/a.parquet/3"])
+
+
+def test_a_shard_that_is_missing_makes_no_micro_batch_of_its_own(tmp_path):
+    shards = (*mixed_shards(tmp_path, [4]), str(tmp_path / "missing.parquet"))
+    made = list(map(batches(shards, batch_size=4, micro_batches=1), range(4)))  # an epoch each
+    assert [len(batch.ids) for batch in made] == [4] * 4
+    assert {one.id for batch in made for one in batch.damaged} == {"s/missing.parquet/end"}
 
 
 def test_a_stream_without_records_is_an_error_and_not_an_endless_search(tmp_path):

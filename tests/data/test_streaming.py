@@ -11,7 +11,7 @@ import pytest
 from llava_mini.data.quarantine import Damaged
 from llava_mini.data.samples import Sample
 from llava_mini.data.streaming import SampleStream, StreamSettings, find_shards
-from tests.data.shards import numbered_shards, turns, write_parquet
+from tests.data.shards import mixed_shards, numbered_shards, turns, write_parquet
 from tests.tiny_engine import picture
 
 
@@ -36,8 +36,9 @@ def shards(tmp_path):
     return numbered_shards(tmp_path, range(4, 9))
 
 
-def stream(shards, rank=0, world_size=1, **settings):
-    return SampleStream(StreamSettings(shards=shards, name="s", **settings), rank=rank, world_size=world_size)
+def stream(shards, rank=0, world_size=1, batch_size=1, **settings):
+    settings = StreamSettings(shards=shards, name="s", **settings)
+    return SampleStream(settings, rank=rank, world_size=world_size, batch_size=batch_size)
 
 
 def number_of(sample):
@@ -78,15 +79,15 @@ def test_ranks_share_an_epoch_without_overlap_even_if_there_are_fewer_shards(sha
     assert sorted(itertools.chain.from_iterable(parts)) == list(range(30))
 
 
-@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (3, 7)])
-def test_a_stream_goes_on_anywhere_in_an_epoch_as_if_it_had_not_stopped(shards, rank, world_size):
-    whole = stream(shards, rank, world_size, window=3)
+@pytest.mark.parametrize(("rank", "world_size", "batch_size"), [(0, 1, 1), (0, 1, 2), (1, 2, 2), (3, 7, 1)])
+def test_a_stream_goes_on_anywhere_in_an_epoch_as_if_it_had_not_stopped(shards, rank, world_size, batch_size):
+    whole = stream(shards, rank, world_size, batch_size, window=3)
     expected = [numbers(whole), numbers(whole)]
     for place in range(0, len(expected[0]) + 1, 2):
-        stopped = stream(shards, rank, world_size, window=3)
+        stopped = stream(shards, rank, world_size, batch_size, window=3)
         before = numbers(itertools.islice(stopped, place))
         state = json.loads(json.dumps(stopped.state_dict()))
-        later = stream(shards, rank, world_size, window=3)
+        later = stream(shards, rank, world_size, batch_size, window=3)
         later.load_state_dict(state)
         assert [before + numbers(later), numbers(later)] == expected
 
@@ -97,11 +98,54 @@ def test_iterating_again_goes_on_where_the_last_iteration_stopped(shards):
     assert numbers(itertools.islice(one, 7)) + numbers(one) == expected
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"window": 9}, {"rank": 1, "world_size": 2}, {"shards": 3}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 5}, {"window": 9}, {"rank": 1, "world_size": 2}, {"shards": 3}, {"batch_size": 2}]
+)
 def test_a_state_of_another_order_is_refused(shards, change):
     state = stream(shards).state_dict()
     with pytest.raises(ValueError, match="another order"):
         stream(shards[: change.pop("shards", 5)], **change).load_state_dict(state)
+
+
+def length_of(sample):
+    return sum(len(part["text"]) for message in sample.messages for part in message["content"] if "text" in part)
+
+
+@pytest.mark.parametrize("window", [20, 40])
+def test_micro_batches_are_full_and_of_one_kind_and_similar_length_but_where_kinds_meet(tmp_path, window):
+    batches = list(stream(mixed_shards(tmp_path, [80]), batch_size=4, window=window).batches())
+    assert [len(batch) for batch in batches] == [4] * 20
+    assert len({sample.id for batch in batches for sample in batch}) == 80
+    for start in range(0, 20, window // 4):
+        pure: dict[str, list[list[int]]] = {"text": [], "image": [], "video": []}
+        for batch in batches[start : start + window // 4]:
+            kinds = {sample.kind for sample in batch}
+            if len(kinds) == 1:
+                pure[kinds.pop()].append(sorted(map(length_of, batch)))
+        assert sum(map(len, pure.values())) >= window // 4 - 2  # three kinds meet twice
+        for lengths in pure.values():
+            assert all(before[-1] <= after[0] for before, after in itertools.pairwise(sorted(lengths)))
+
+
+def test_micro_batches_come_in_another_order_in_each_epoch(tmp_path):
+    one = stream(mixed_shards(tmp_path, [40]), batch_size=4)
+    first, second = ([{sample.id for sample in batch} for batch in one.batches()] for _ in range(2))
+    assert first != second
+    assert set().union(*first) == set().union(*second)
+
+
+def test_the_last_micro_batches_of_a_shard_share_what_is_left(tmp_path):
+    sizes = [len(batch) for batch in stream(mixed_shards(tmp_path, [19, 2]), batch_size=4, window=12).batches()]
+    assert sorted(sizes) == [2, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_micro_batches_of_all_ranks_have_every_record_once(tmp_path, world_size):
+    shards = mixed_shards(tmp_path, [19, 8])
+    batches = [list(stream(shards, rank, world_size, batch_size=4).batches()) for rank in range(world_size)]
+    seen = [sample.id for part in batches for batch in part for sample in batch]
+    assert len(seen) == len(set(seen)) == 27
+    assert max(len(batch) for part in batches for batch in part) <= 4
 
 
 def test_media_of_a_parquet_row_are_bytes_structs_or_paths(tmp_path):
@@ -238,6 +282,7 @@ def test_a_missing_shard_and_a_table_of_something_else_are_told(tmp_path):
         (("a.zip",), {}, "ends with '.zip'; shards are read that end with .parquet, .tar"),
         (("a.tar",), {"window": 0}, "window is 0"),
         (("a.tar",), {"rank": 2, "world_size": 2}, "no rank 2 among 2"),
+        (("a.tar",), {"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(shards, settings, message):

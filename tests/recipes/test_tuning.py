@@ -278,6 +278,9 @@ def test_shards_are_one_stream_without_weights(world, tmp_path):
     assert find_data([str(tmp_path / "part-*.parquet")], seed=3) == ((), replace(stream, seed=3))
     with pytest.raises(ValueError, match="Give files or shards, not both"):
         find_data([*stream.shards, "a.json"])
+    assert find_data(stream.shards, window=9)[1] == replace(stream, window=9)
+    with pytest.raises(ValueError, match="A window is of shards"):
+        find_data(["a.json"], window=9)
     with pytest.raises(ValueError, match="1 weights and 0 media folders"):
         find_data(stream.shards, (), [1.0])
 

@@ -90,8 +90,10 @@ def outline(record: Any) -> tuple[Kind, int]:
 
 
 def _num_files(value: Any) -> int:
-    """How many files a field names: a string is one; null, nothing and what is malformed are none."""
-    return len(value) if isinstance(value, list) else int(isinstance(value, str) and value != "")
+    """How many files a field holds: a path, bytes or a struct is one; null, nothing and what is malformed are none."""
+    if isinstance(value, list):
+        return len(value)
+    return int(isinstance(value, str | bytes | Mapping) and value not in _NO_MEDIA)
 
 
 def _sources(

@@ -5,7 +5,6 @@ follows from the shards and from the micro-batches of a step, never from the pro
 number alone, as it does with files, so any number of processes learns from the same ones and goes on with them.
 """
 
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,9 +42,9 @@ class StreamBatches:
         """Begin at the first micro-batch. Nothing is read yet.
 
         Args:
-            settings: Of the stream. Its window is divided among the lanes.
+            settings: Of the stream. Its window is divided among the lanes, each of which has one micro-batch at least.
             collator: Makes batches of its samples.
-            batch_size: Samples of a micro-batch, damaged ones included.
+            batch_size: Most samples of a micro-batch; the last ones of a shard have less.
             micro_batches: Of a step, on all processes together. The number of lanes is the greatest that divides both
                 these and the shards: each lane gets as many shards as any other.
             places: A folder where places are written down. None: going on reads all from the beginning.
@@ -60,11 +59,10 @@ class StreamBatches:
         self.fingerprint = f"{settings.fingerprint} {batch_size} {micro_batches}"
         """Equal for the same samples in the same order: what a run that goes on compares."""
         num_lanes = gcd(micro_batches, len(settings.shards))
-        share = replace(settings, window=max(settings.window // num_lanes, 1))
+        share = replace(settings, window=max(settings.window // num_lanes // batch_size, 1) * batch_size)
         self._lanes = [
             _Lane(
-                SampleStream(share, rank=lane, world_size=num_lanes),
-                batch_size,
+                SampleStream(share, rank=lane, world_size=num_lanes, batch_size=batch_size),
                 None if places is None else places / f"{lane}.jsonl",
             )
             for lane in range(num_lanes)
@@ -83,13 +81,13 @@ class StreamBatches:
 class _Lane:
     """What the micro-batches of a lane hold, counted from 0."""
 
-    def __init__(self, stream: SampleStream, batch_size: int, places: Path | None) -> None:
-        self._stream, self._batch_size, self._places = stream, batch_size, places
+    def __init__(self, stream: SampleStream, places: Path | None) -> None:
+        self._stream, self._places = stream, places
         self._beginning = stream.state_dict()
         self._is_open = False
         self._number = 0
         """Of the micro-batch that is read next."""
-        self._rest: Iterator[Sample | Damaged] = iter(())
+        self._rest: Iterator[list[Sample | Damaged]] = iter(())
         """Of the epoch."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,22 +102,22 @@ class _Lane:
         return self._read()
 
     def _read(self) -> list[Sample | Damaged]:
-        """The next micro-batch, which may span two epochs."""
+        """The next micro-batch. Damage that stands alone joins the one behind it, for alone it teaches nothing."""
         if self._number and self._number % PLACES_EVERY == 0:
             self._write_place()
         items: list[Sample | Damaged] = []
         fruitless = -1  # what is left of the present epoch may be nothing
-        while len(items) < self._batch_size:
-            found = list(itertools.islice(self._rest, self._batch_size - len(items)))
-            fruitless = 0 if found else fruitless + 1
+        while len(items) < self._stream.batch_size and not any(isinstance(item, Sample) for item in items):
+            found = next(self._rest, [])
             items += found
+            fruitless = 0 if found else fruitless + 1
             if fruitless > _FRUITLESS_EPOCHS:
                 raise ValueError(
                     f"Lane {self._stream.rank} of {self._stream.world_size} of the stream found no record in "
                     f"{_FRUITLESS_EPOCHS} epochs. Are shards empty? Leave these out."
                 )
-            if len(items) < self._batch_size:
-                self._rest = iter(self._stream)
+            if not found:
+                self._rest = self._stream.batches()
         self._number += 1
         return items
 
@@ -134,7 +132,7 @@ class _Lane:
         if self._places is None:
             return
         self._places.parent.mkdir(parents=True, exist_ok=True)
-        place = {"number": self._number, "batch_size": self._batch_size, "state": self._stream.state_dict()}
+        place = {"number": self._number, "state": self._stream.state_dict()}
         with self._places.open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps(place)}\n")
 
@@ -147,9 +145,4 @@ class _Lane:
                 place = json.loads(line)
             except json.JSONDecodeError:  # cut off by a kill: the place before it does as well
                 continue
-            if place["batch_size"] != self._batch_size:
-                raise ValueError(
-                    f"The places in {str(self._places)!r} are of micro-batches of {place['batch_size']} samples, these "
-                    f"have {self._batch_size}. Go on with as many, or begin anew, with another folder."
-                )
             yield place["number"], place["state"]

@@ -2,8 +2,9 @@
 
 A shard is one file, here or at an address that fsspec reads (``hf://``, ``s3://``, ``https://``). The order of an epoch
 is a pure function of the seed and its number: shards are shuffled, dealt to the ranks, and read one after the other;
-inside a shard, records are mixed within windows. The place in an epoch is therefore a shard and a number of records,
-which ``datasets`` counts and restores (its own shuffle buffer forgets its content there, so it is not used).
+inside a shard, records are mixed within windows. A window is also where micro-batches are made of what is alike: they
+are runs of consecutive records. The place in an epoch is therefore a shard and a number of records, which ``datasets``
+counts and restores (its own shuffle buffer forgets its content there, so it is not used).
 
 A record is one of LLaVA (``llava_format``). In Parquet it is a row: ``conversations``, and ``image``, ``images`` or
 ``video`` as paths, as bytes, or as the structs of bytes and path that ``datasets`` writes. In a tar it is the members
@@ -24,9 +25,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from llava_mini.data.llava_format import MEDIA_KEYS, sample_from_record
+from llava_mini.data.llava_format import MEDIA_KEYS, outline, sample_from_record
 from llava_mini.data.quarantine import Damaged
-from llava_mini.data.samples import Sample
+from llava_mini.data.samples import KINDS, Sample
 
 Record = dict[str, Any]
 """A record as read: media are paths or bytes."""
@@ -51,8 +52,9 @@ class StreamSettings:
     """Where paths in the records start. None: records hold their media."""
     seed: int = 0
     """Of the order."""
-    window: int = 256
-    """How many consecutive records of a shard are mixed: as many are in memory at a time."""
+    window: int = 2048
+    """How many consecutive records of a shard are mixed, and put together by kind and length: as many are in memory at
+    a time."""
 
     def __post_init__(self) -> None:
         if not self.shards:
@@ -65,7 +67,7 @@ class StreamSettings:
             raise ValueError(f"window is {self.window}; it must be 1 (records in their order) or more.")
         _require_datasets()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A short digest of all that the order depends on."""
         facts = [self.seed, self.window, *sorted(self.shards)]
@@ -101,7 +103,7 @@ class SampleStream:
     ranks need not have equally many.
     """
 
-    def __init__(self, settings: StreamSettings, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, settings: StreamSettings, *, rank: int = 0, world_size: int = 1, batch_size: int = 1) -> None:
         """Begin with epoch 0.
 
         Args:
@@ -109,24 +111,46 @@ class SampleStream:
             rank: Which of the processes this is, from 0.
             world_size: How many there are. With fewer shards than that, every rank reads all of them and keeps its
                 share.
+            batch_size: Most samples of a micro-batch. The samples of one follow one another.
 
         Raises:
-            ValueError: There is no such rank.
+            ValueError: There is no such rank, or a micro-batch holds nothing.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"There is no rank {rank} among {world_size} processes. Ranks are counted from 0.")
-        self.settings, self.rank, self.world_size = settings, rank, world_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
+        self.settings, self.rank, self.world_size, self.batch_size = settings, rank, world_size, batch_size
         self.epoch = 0
         self._start: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Sample | Damaged]:
         """Yield the rest of the epoch. A record or a shard that cannot be read is told as ``Damaged``."""
+        return (sample for sample, _ in self._rest())
+
+    def batches(self) -> Iterator[list[Sample | Damaged]]:
+        """Yield the rest of the epoch in micro-batches, each of one kind and similar length but where kinds meet.
+
+        All are full if the window is a multiple of them, but for the last ones of a shard. Behind each of them the
+        stream stands behind its last sample.
+        """
+        batch: list[Sample | Damaged] = []
+        for sample, is_last in self._rest():
+            batch.append(sample)
+            if is_last or len(batch) == self.batch_size:  # ranks that share a shard do not see all last ones
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _rest(self) -> Iterator[tuple[Sample | Damaged, bool]]:
+        """Samples, and whether each is the last of its micro-batch."""
         dataset = self._epoch_dataset()
         if self._start is not None:
             dataset.load_state_dict(self._start)
         for item in dataset:
             self._start = dataset.state_dict()
-            yield self.settings.sample(item)
+            yield self.settings.sample(item), item["is_last"]
         self.epoch, self._start = self.epoch + 1, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,13 +167,18 @@ class SampleStream:
             if state.get(name) != value:
                 raise ValueError(
                     f"The state of a stream has {name} {state.get(name)!r}, but this one has {value!r}: its records "
-                    "come in another order. Go on with the same shards, seed, window and number of processes, or begin "
-                    "anew."
+                    "come in another order. Go on with the same shards, seed, window, number of processes and size of "
+                    "micro-batches, or begin anew."
                 )
         self.epoch, self._start = state["epoch"], state["dataset"]
 
     def _facts(self) -> dict[str, Any]:
-        return {"settings": self.settings.fingerprint, "rank": self.rank, "world_size": self.world_size}
+        return {
+            "batch_size": self.batch_size,
+            "settings": self.settings.fingerprint,
+            "rank": self.rank,
+            "world_size": self.world_size,
+        }
 
     def _epoch_dataset(self) -> Any:
         from datasets import IterableDataset
@@ -159,7 +188,13 @@ class SampleStream:
         shards = sorted(self.settings.shards)
         random.Random(order).shuffle(shards)
         dataset = IterableDataset.from_generator(
-            _read_shards, gen_kwargs={"shards": shards, "order": order, "window": self.settings.window}
+            _read_shards,
+            gen_kwargs={
+                "shards": shards,
+                "order": order,
+                "window": self.settings.window,
+                "batch_size": self.batch_size,
+            },
         )
         strategy = "shards" if len(shards) >= self.world_size else "examples"
         return split_dataset_by_node(dataset, rank=self.rank, world_size=self.world_size, strategy=strategy)
@@ -170,14 +205,32 @@ def _require_datasets() -> None:
         raise ValueError("Streaming needs the package datasets: pip install 'llava-mini[data]'.")
 
 
-def _read_shards(shards: Sequence[str], order: str, window: int) -> Iterator[Record]:
+def _read_shards(shards: Sequence[str], order: str, window: int, batch_size: int) -> Iterator[Record]:
     """Read shards in their order. Called by ``datasets`` with one shard at a time."""
     for shard in shards:
         chance = random.Random(f"{order} {shard}")
         records = _told_of_damage(shard)
         while mixed := list(itertools.islice(records, window)):
             chance.shuffle(mixed)
-            yield from mixed
+            for batch in _alike(mixed, batch_size, chance):
+                yield from ({**item, "is_last": item is batch[-1]} for item in batch)
+
+
+def _alike(items: Sequence[Record], batch_size: int, chance: random.Random) -> list[list[Record]]:
+    """Micro-batches of items of one kind and similar length but where kinds meet, in a random order."""
+    by_likeness = sorted(items, key=_likeness)  # where items are alike, in the order in which they came
+    number = -(-len(items) // batch_size)
+    edges = [len(items) * place // number for place in range(number + 1)]
+    batches = [by_likeness[start:stop] for start, stop in itertools.pairwise(edges)]
+    chance.shuffle(batches)
+    return batches
+
+
+def _likeness(item: Record) -> tuple[int, int]:
+    """Kind and length, by turns up and down, so that lengths do not jump where kinds meet."""
+    kind, length = outline(item["record"])
+    number = KINDS.index(kind)
+    return number, -length if number % 2 else length
 
 
 def _told_of_damage(shard: str) -> Iterator[Record]:

@@ -1,7 +1,7 @@
 """What a stage learns from: files, whose records are known before it starts, or a stream, whose records are not."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -111,7 +111,7 @@ class FileData:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamData:
-    """Records of shards, as they come."""
+    """Records of shards, in micro-batches of what is alike among neighbours."""
 
     stream: StreamSettings
     batch_size: int
@@ -138,8 +138,8 @@ class StreamData:
         return {"files": list(self.stream.shards), "order": self.stream.fingerprint}
 
     def some(self, number: int) -> Iterable[Sample | Damaged]:
-        """Return the first samples."""
-        return islice(SampleStream(self.stream), number)
+        """Return the first samples, of no more records than that."""
+        return islice(SampleStream(replace(self.stream, window=min(self.stream.window, number))), number)
 
     def batches(self, collator: TuningCollator, places: Path | None) -> StreamBatches:
         """Return the micro-batches."""
@@ -149,7 +149,11 @@ class StreamData:
 
 
 def find_data(
-    names: Sequence[str], media: Sequence[Path] = (), weights: Sequence[float] = (), seed: int = 0
+    names: Sequence[str],
+    media: Sequence[Path] = (),
+    weights: Sequence[float] = (),
+    seed: int = 0,
+    window: int | None = None,
 ) -> tuple[tuple[DataFile, ...], StreamSettings | None]:
     """Return the files or the stream that were named.
 
@@ -159,10 +163,11 @@ def find_data(
             for a stream, whose records hold their media.
         weights: One for all files, or one for each. Empty: 1.
         seed: Of the order of a stream.
+        window: Of a stream. None: as it is by default.
 
     Raises:
-        ValueError: Files come with shards, a stream has weights or several folders, there are neither one nor as many
-            folders or weights as files, or something is missing.
+        ValueError: Files come with shards, a stream has weights or several folders, files have a window, there are
+            neither one nor as many folders or weights as files, or something is missing.
     """
     for folder in media:
         if not folder.is_dir():
@@ -171,6 +176,8 @@ def find_data(
             )
     shards = [name for name in names if is_shard(name)]
     if not shards:
+        if window is not None:
+            raise ValueError("A window is of shards: records of files are all known before the training. Leave it out.")
         folders = _for_each(names, media, None, "media folders")
         each = zip(names, folders, _for_each(names, weights, 1.0, "weights"), strict=True)
         files = (DataFile(path=Path(name), media_folder=folder, weight=weight) for name, folder, weight in each)
@@ -184,7 +191,8 @@ def find_data(
             "at most one folder. Write shards in which the sources are mixed as they should be."
         )
     folder = media[0] if media else None
-    return (), StreamSettings(shards=find_shards(shards), name="stream", media_folder=folder, seed=seed)
+    stream = StreamSettings(shards=find_shards(shards), name="stream", media_folder=folder, seed=seed)
+    return (), stream if window is None else replace(stream, window=window)
 
 
 def _for_each(names: Sequence[str], given: Sequence[Value], default: Value, what: str) -> Sequence[Value]:
