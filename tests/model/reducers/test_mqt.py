@@ -63,12 +63,12 @@ def test_fewer_tokens_are_the_first_of_more():
 
 
 @torch.no_grad()
-def test_training_draws_all_even_numbers_and_marks_the_rest_as_absent():
+def test_training_draws_all_even_numbers_and_the_most_and_marks_the_rest_as_absent():
     made, patches = reducer(reducer_tokens=7), torch.randn(2, 36, 32)
     all_tokens = made(patches).tokens
     made.train()
     numbers = set()
-    for _ in range(30):
+    for _ in range(40):
         reduced = made(patches)
         assert reduced.valid is not None
         assert reduced.valid.shape == reduced.tokens.shape[:2] == (2, 7)
@@ -76,7 +76,7 @@ def test_training_draws_all_even_numbers_and_marks_the_rest_as_absent():
         assert torch.equal(reduced.valid, torch.arange(7).expand(2, 7) < drawn)
         torch.testing.assert_close(reduced.tokens[:, :drawn], all_tokens[:, :drawn], atol=1e-5, rtol=1e-5)
         numbers.add(drawn)
-    assert numbers == {2, 4, 6}
+    assert numbers == {2, 4, 6, 7}
 
 
 @torch.no_grad()

@@ -77,8 +77,8 @@ class MatryoshkaQueries(Reducer):
 
     @staticmethod
     def _draw(most: int) -> int:
-        """One of 2, 4, ..., ``most``, all equally likely."""
-        return min(2 * int(torch.randint(1, max(most // 2, 1) + 1, ())), most)
+        """One of 2, 4, ..., and ``most``, even or odd, all equally likely: every query has its turn."""
+        return min(2 * int(torch.randint(1, (most + 1) // 2 + 1, ())), most)
 
     @classmethod
     def cost(cls, config: LlavaMiniConfig, num_question_tokens: int) -> Cost:
