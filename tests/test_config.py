@@ -30,6 +30,23 @@ def test_impossible_fields_are_named(fields: dict[str, Any], match: str):
         tiny_config(**fields)
 
 
+@pytest.mark.parametrize(
+    ("reducer", "field", "value", "match"),
+    [
+        ("mqt", "reducer_tokens", 0, "at least 1, got 0"),
+        ("mqt", "reducer_tokens", 999, "at most 4 tokens"),
+        ("divprune", "reducer_tokens", 17, "at most 16 tokens"),
+        ("m3", "reducer_grid", 3, "3 does not divide 4"),
+        ("average_pool", "reducer_grid", 8, "8 does not divide 4"),
+    ],
+)
+def test_an_impossible_number_set_later_is_named_where_places_are_counted(reducer, field, value, match):
+    config = tiny_config(reducer=reducer, reducer_tokens=2, prefusion_num_layers=0)
+    setattr(config, field, value)
+    with pytest.raises(ValueError, match=match):
+        _ = config.tokens_per_frame
+
+
 def test_a_misspelt_released_field_is_named():
     with pytest.raises(ValueError, match="Did you mean 'compressor_size'"):
         LlavaMiniConfig.from_dict(

@@ -97,18 +97,12 @@ class LlavaMiniConfig(PreTrainedConfig):
         for name in ("fuse_token_id_zero", "fuse_answers"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"LlavaMiniConfig.{name} is True or False, got {getattr(self, name)!r}.")
-        numbers = ("reducer_grid", "reducer_tokens", "reducer_layer", "prefusion_num_layers", "resolution_ratio")
-        for name in (*numbers, "image_token_id"):
-            if type(getattr(self, name)) is not int:
-                raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {getattr(self, name)!r}.")
+        for name, least in {**_LEAST, "image_token_id": None}.items():
+            _check_number(name, getattr(self, name), least)
         _one_of("reducer", self.reducer, tuple(REDUCER_SETTINGS))
         _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer", "nowhere"))
         _one_of("frame_weights", self.frame_weights, ("equal", "by_place"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
-        for name in numbers:
-            least = 0 if name == "prefusion_num_layers" else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"LlavaMiniConfig.{name} must be at least {least}, got {getattr(self, name)}.")
         vision = self.vision
         if vision.model_type != "clip_vision_model":
             raise ValueError(
@@ -174,7 +168,16 @@ class LlavaMiniConfig(PreTrainedConfig):
 
     @property
     def tokens_per_frame(self) -> int:
-        """Q: what a frame costs the language model, at most where frames differ."""
+        """Q: what a frame costs the language model, at most where frames differ.
+
+        The numbers that decide it may be changed after training, so they are checked here too.
+
+        Raises:
+            ValueError: a number was set that the reducer cannot make.
+        """
+        for name in ("reducer_grid", "reducer_tokens"):
+            _check_number(name, getattr(self, name), _LEAST[name])
+        check_reducer(self, self.vision.hidden_size)
         return REDUCER_SETTINGS[self.reducer].tokens(self)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
@@ -315,6 +318,17 @@ def _sub_config(
         raise ValueError(f"A part of a LlavaMiniConfig is a configuration or a dictionary, got {value!r}.")
     fields: dict[str, Any] = {**value}
     return AutoConfig.for_model(str(fields.pop("model_type", default.model_type)), **fields)
+
+
+_LEAST = {"reducer_grid": 1, "reducer_tokens": 1, "reducer_layer": 1, "prefusion_num_layers": 0, "resolution_ratio": 1}
+"""Whole numbers of a configuration, and the smallest that each may be."""
+
+
+def _check_number(name: str, value: Any, least: int | None) -> None:
+    if type(value) is not int:
+        raise ValueError(f"LlavaMiniConfig.{name} is a whole number, got {value!r}.")
+    if least is not None and value < least:
+        raise ValueError(f"LlavaMiniConfig.{name} must be at least {least}, got {value}.")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

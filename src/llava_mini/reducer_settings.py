@@ -65,7 +65,7 @@ class ReducerSettings:
 
 REDUCER_SETTINGS: dict[str, ReducerSettings] = {
     "identity": ReducerSettings(tokens=lambda config: config.patches_per_frame),
-    "average_pool": ReducerSettings(),
+    "average_pool": ReducerSettings(has_cells=True),
     "query": ReducerSettings(heads=8),
     "mqt": ReducerSettings(tokens=_chosen, most_tokens=lambda config: matryoshka_side(config) ** 2, heads=16),
     "m3": ReducerSettings(has_cells=True),

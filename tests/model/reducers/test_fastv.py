@@ -25,11 +25,10 @@ def test_keeping_all_patches_is_llava():
 
 
 @torch.inference_mode()
-def test_keeping_no_patch_leaves_text_that_sees_frames_in_the_first_layers_alone():
-    model = inside_model("fastv", reducer_layer=1)
-    model.config.reducer_tokens = 0
+def test_all_but_the_patches_looked_at_most_are_seen_in_the_first_layers_alone():
+    model = inside_model("fastv", reducer_layer=1, reducer_tokens=1)
     plain = expected(model, model.fuse(ModelInputs(**inputs_of(model))), 0)
-    assert int(plain.stays.sum()) == 5
+    assert int(plain.stays.sum()) == 5 + 2
     torch.testing.assert_close(model(**inputs_of(model)).logits[0, plain.stays], plain.logits[plain.stays])
 
 

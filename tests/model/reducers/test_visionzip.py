@@ -100,6 +100,16 @@ def test_tokens_are_divided_as_in_the_paper(total, contextual):
     assert num_contextual(total) == contextual
 
 
+@torch.no_grad()
+def test_a_model_makes_the_number_of_tokens_that_its_configuration_has_by_then():
+    model, other = (tiny_model(reducer="visionzip", reducer_tokens=count) for count in (7, 16))
+    other.load_state_dict(model.state_dict())
+    frames = pixels(model.config, 2)
+    features = model.encode_frames(frames)
+    model.config.reducer_tokens = 16
+    torch.testing.assert_close(model.reduce_frames(features)[1], other.reduce_frames(features)[1])
+
+
 def test_more_tokens_than_there_are_patches_and_the_class_token_are_refused():
     assert tiny_config(reducer="visionzip", reducer_tokens=17).tokens_per_frame == 17
     with pytest.raises(ValueError, match="'visionzip' makes at most 17 tokens.*reducer_tokens is 18"):

@@ -44,35 +44,20 @@ class VisionZip(Reducer):
 
     reads = (TowerRead(layers=lambda count: (count - 2, count - 1), values=read_last_run_layer),)
 
-    def __init__(self, config: LlavaMiniConfig) -> None:
-        super().__init__(config)
-        self.num_contextual = num_contextual(config.reducer_tokens)
-        self.num_dominant = config.reducer_tokens - self.num_contextual
-
     def forward(self, patches: Tensor) -> Reduced:
         """patches: [F, N, E + C + 1 + E], each with its key, its attention, and the class token of its view."""
-        vision = self.config.vision
+        vision, contextual = self.config.vision, num_contextual(self.config.reducer_tokens)
+        num_dominant = self.config.reducer_tokens - contextual
         widths = (vision.hidden_size, vision.hidden_size // vision.num_attention_heads, 1, vision.hidden_size)
         values, keys, attention, class_token = patches.split(widths, dim=-1)
         order = attention[..., 0].argsort(dim=1, descending=True, stable=True)  # [F, N]
         dominant, remaining = (
-            part.sort(dim=1).values for part in order.tensor_split([self.num_dominant - 1], dim=1)
+            part.sort(dim=1).values for part in order.tensor_split([num_dominant - 1], dim=1)
         )  # [F, dominant - 1], [F, R]
         tokens = [class_token.mean(1, keepdim=True), take_rows(values, dominant)]
-        if self.num_contextual:
-            tokens.append(self._merge(take_rows(values, remaining), take_rows(keys, remaining)))
+        if contextual:
+            tokens.append(_merge(take_rows(values, remaining), take_rows(keys, remaining), contextual))
         return Reduced(torch.cat(tokens, dim=1))  # [F, Q, E]
-
-    def _merge(self, values: Tensor, keys: Tensor) -> Tensor:
-        """Contextual tokens [F, contextual, E] of the remaining patches [F, R, E] and their keys [F, R, C]."""
-        places = torch.arange(values.shape[1], device=values.device)
-        step = values.shape[1] // self.num_contextual
-        is_centre = (places % step == 0) & (places < step * self.num_contextual)  # [R]
-        unit = functional.normalize(keys.float(), dim=-1)
-        closest = (unit[:, ~is_centre] @ unit[:, is_centre].transpose(1, 2)).argmax(2)  # [F, others]
-        given = functional.one_hot(closest, self.num_contextual).transpose(1, 2)  # [F, contextual, others]
-        sums = given.to(values.dtype) @ values[:, ~is_centre]  # [F, contextual, E]
-        return values[:, is_centre] + sums / given.sum(2, keepdim=True).clamp(min=1)
 
     @classmethod
     def cost(cls, config: LlavaMiniConfig, num_question_tokens: int) -> Cost:
@@ -81,3 +66,15 @@ class VisionZip(Reducer):
         others = config.reduced_patches - (config.reducer_tokens - 1)  # neither dominant nor spaced
         widths = vision.hidden_size + vision.hidden_size // vision.num_attention_heads
         return Cost(of_tower=class_attention_work(config), per_frame=2 * others * contextual * widths)
+
+
+def _merge(values: Tensor, keys: Tensor, contextual: int) -> Tensor:
+    """Contextual tokens [F, contextual, E] of the remaining patches [F, R, E] and their keys [F, R, C]."""
+    places = torch.arange(values.shape[1], device=values.device)
+    step = values.shape[1] // contextual
+    is_centre = (places % step == 0) & (places < step * contextual)  # [R]
+    unit = functional.normalize(keys.float(), dim=-1)
+    closest = (unit[:, ~is_centre] @ unit[:, is_centre].transpose(1, 2)).argmax(2)  # [F, others]
+    given = functional.one_hot(closest, contextual).transpose(1, 2)  # [F, contextual, others]
+    sums = given.to(values.dtype) @ values[:, ~is_centre]  # [F, contextual, E]
+    return values[:, is_centre] + sums / given.sum(2, keepdim=True).clamp(min=1)
