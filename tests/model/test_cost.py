@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, DynamicCache
 
-from llava_mini.config import LlavaMiniConfig, preset
+from llava_mini.config import CLIP_VIT_L_336, LlavaMiniConfig, preset
 from llava_mini.flow import ModelInputs
 from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
@@ -103,6 +103,32 @@ def test_the_papers_counting_gives_what_is_known_of_other_methods(fields, known)
 
 
 @pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"reducer": "identity"}, 7.83),
+        ({"reducer": "voco", "reducer_tokens": 2}, 7.86),
+        ({"reducer": "mqt", "reducer_tokens": 256}, 3.67),
+        ({"reducer": "mqt", "reducer_tokens": 36}, 0.82),
+        ({"reducer": "mqt", "reducer_tokens": 2}, 0.38),
+        ({"reducer": "prumerge_plus"}, 2.23),
+        ({"reducer": "prumerge"}, 0.78),
+        ({"reducer": "token_packer", "reducer_grid": 12}, 2.24),
+        ({"reducer": "token_packer", "reducer_grid": 8}, 1.20),
+        ({"reducer": "token_packer", "reducer_grid": 6}, 0.83),
+        ({"reducer": "query", "prefusion_num_layers": 4}, 1.39),
+        ({"reducer": "quecc"}, 0.58),
+        ({"reducer": "query"}, 0.39),
+        ({"reducer": "m3"}, 0.39),
+    ],
+)
+def test_one_more_frame_of_a_video_costs_what_is_known_without_words_made_of_its_tokens(fields, known):
+    config = vicuna(**{"prefusion_num_layers": 0, **fields})
+    one, two = (cost.paper_flops(config, num_frames=frames).total for frames in (1, 2))
+    head = 2 * config.text.hidden_size * config.text.vocab_size * cost.tokens_of_frame(config)  # at every position
+    assert (two - one - head) / 1e12 == pytest.approx(known, abs=0.01)
+
+
+@pytest.mark.parametrize(
     ("fields", "tokens", "total"),
     [
         ({"reducer": "prumerge"}, 33, 1.36),
@@ -118,20 +144,21 @@ def test_methods_without_training_are_counted_with_their_published_tokens(fields
     assert cost.paper_flops(config) == cost.paper_flops(config, num_vision_tokens=tokens)
 
 
-def test_llama_vid_with_the_tower_of_its_authors_costs_what_is_known_of_it():
+@pytest.mark.parametrize(("pixels_of_a_side", "tower", "total"), [(336, 1.14, 1.76), (224, 0.51, 1.12)])
+def test_llama_vid_with_the_tower_of_its_authors_costs_what_is_known_of_it(pixels_of_a_side, tower, total):
     eva = CLIPVisionConfig(  # EVA-ViT-g without its last layer, which is not run
         hidden_size=1408,
         intermediate_size=6144,
         num_hidden_layers=39,
         num_attention_heads=16,
-        image_size=336,
+        image_size=pixels_of_a_side,
         patch_size=14,
     )
-    ours = cost.paper_flops(vicuna(reducer="llama_vid", prefusion_num_layers=0))
+    clip = CLIPVisionConfig(**{**CLIP_VIT_L_336, "image_size": pixels_of_a_side})
+    ours = cost.paper_flops(vicuna(reducer="llama_vid", prefusion_num_layers=0, vision_config=clip))
     theirs = cost.paper_flops(vicuna(vision_config=eva)).vision_tower
-    assert round(ours.vision_tower / 1e12, 2) == 0.35
-    assert round(theirs / 1e12, 2) == 1.14
-    assert (ours.total - ours.vision_tower + theirs) / 1e12 == pytest.approx(1.76, abs=0.01)
+    assert round(theirs / 1e12, 2) == tower
+    assert (ours.total - ours.vision_tower + theirs) / 1e12 == pytest.approx(total, abs=0.01)
 
 
 def test_misprints_of_the_paper_are_what_the_docstring_says():
