@@ -148,6 +148,12 @@ def test_without_an_answer_nothing_attends_from_it(subject, prompted):
     assert share[:, PARTS.index("instruction"), PARTS.index("vision")].isfinite().all()
 
 
+def test_the_entropy_of_attention_to_a_single_token_is_0():
+    subject = ours()
+    stats = subject.watch(subject.prompt(asked()), ANSWER).stats
+    assert set(stats.entropy[:, PARTS.index("response"), PARTS.index("vision")].tolist()) == {0.0}
+
+
 def test_a_spread_leaves_out_prompts_that_have_no_value():
     tables = [torch.tensor([[[1.0, math.nan]]]), torch.tensor([[[3.0, 5.0]]]), torch.tensor([[[math.nan, math.nan]]])]
     spread = Spread.of(tables)

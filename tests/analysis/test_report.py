@@ -97,6 +97,12 @@ def test_pages_of_all_models_are_drawn(tmp_path):
         assert not (made.parent / "prefusion.png").exists()
 
 
+def test_the_page_says_which_words_and_queries_have_no_picture(page):
+    text = page.read_text(encoding="utf-8")
+    assert "the last 10 words are drawn; the table has all" in text
+    assert "Of more than 3 queries the first are drawn; the table has all" in text
+
+
 def test_right_answers_in_the_data_can_stand_for_the_models_own():
     subject = ours()
     settings = AnalysisSettings(answers="data", examples=0, dropped=0, max_tokens=8)

@@ -113,6 +113,7 @@ class AttentionRecorder:
         # the entropy of w / m, where m is the sum of w, is log m - sum(w log w) / m
         entropy = (mass.log() - (torch.xlogy(weights, weights) @ keys) / mass).clamp(min=0)
         sees, chooses = mass > 0, visible > 1
+        entropy = entropy.where(chooses, 0)  # of a single token it is nothing, but for rounding
         evenness = entropy / visible.log()
         for total, values, counted in (
             (self._entropy, entropy, sees),

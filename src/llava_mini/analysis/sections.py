@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from llava_mini.analysis import charts, heatmap
 from llava_mini.analysis.findings import LANGUAGE, PREFUSION, Example, Findings
+from llava_mini.analysis.words import MOST_WORD_LAYERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,10 +21,11 @@ The entropy of the attention to tokens of one type, made to add up to 1 (appendi
 entropy, so the second picture shows it as a share of the largest that the visible tokens of that type allow: 1 is even
 attention, 0 is attention to one of them.
 """
-MAPS = """\
+MAPS = f"""\
 How the attention of all text after the image is spread over it (Figure 4), for single questions. Above a map stands
 how much of that attention goes to vision tokens in all; the map, on a scale of its own, says where it goes. Where
-tokens are compressed by attention, a token is laid out over the patches that it was made of.
+tokens are compressed by attention, a token is laid out over the patches that it was made of. Of more than
+{heatmap.MOST_LAYERS} layers so many are drawn, the first and the last among them; the table has all.
 """
 FRAMES = """\
 How much of the attention of all text after the first frame goes to the vision tokens of each frame, for single
@@ -37,9 +39,11 @@ FUSION = """\
 The share of attention as above, in the layers before the language model: what text before the image (system prompt
 and control tokens) and text after it attends to, averaged over frames.
 """
-WORDS = """\
+WORDS = f"""\
 For single questions and their first picture. Above a map stands the share of the word's attention that goes to the
-patches; the map, on a scale of its own, says where it goes.
+patches; the map, on a scale of its own, says where it goes. Of a longer question the last {heatmap.MOST_WORDS}
+words are drawn; the table has all. Of more than {MOST_WORD_LAYERS} layers so many are shown, the first and the last
+among them.
 """
 POINTING = """\
 On drawn scenes it is known where a thing is that a question names. How much of a word's attention to the patches goes
@@ -47,9 +51,9 @@ to those that lie no further from its centre than a sixth of the picture's width
 comparison of the question's other words, and of attention that is the same everywhere; means over names, with 95 %
 intervals.
 """
-QUERIES = """\
+QUERIES = f"""\
 The reducer's attention over the patches, mean over its heads (Figure 12), beside the picture; each map has a scale of
-its own.
+its own. Of more than {heatmap.MOST_QUERIES} queries the first are drawn; the table has all.
 """
 
 
