@@ -12,7 +12,7 @@ from llava_mini.analysis.drop_layers import (
     drop_ranges,
     mark_dropped,
 )
-from llava_mini.analysis.kernels import hiding, kernel_in
+from llava_mini.analysis.kernels import MOST_WEIGHTS, hiding, kernel_in
 from llava_mini.analysis.ours import our_subject
 from llava_mini.analysis.peers import peer_subject
 from tests.analysis.subjects import asked, our_parts, peer_parts
@@ -42,10 +42,10 @@ def prompted(subject):
     return subject.prompt(asked())
 
 
-def hidden_states(subject, prompted, layers, **inputs):
+def hidden_states(subject, prompted, layers, most_pairs=MOST_WEIGHTS, **inputs):
     """Last hidden states [S, D] with vision tokens dropped in some layers."""
     modules = {subject.attentions[layer] for layer in layers}
-    with kernel_in(subject.decoder, hiding(modules, prompted.is_vision)), torch.no_grad():
+    with kernel_in(subject.decoder, hiding(modules, prompted.is_vision, most_pairs)), torch.no_grad():
         return subject.decoder(use_cache=False, **inputs)[0][0]
 
 
@@ -91,6 +91,14 @@ def test_vision_tokens_read_one_another_where_they_are_dropped(subject, prompted
         with torch.no_grad():
             whole = subject.decoder(inputs_embeds=prompted.embeds[None], use_cache=False)[0][0]
         torch.testing.assert_close(dropped[prompted.is_vision], whole[prompted.is_vision], atol=1e-4, rtol=1e-4)
+
+
+def test_a_few_rows_at_a_time_hide_the_same_as_all_at_once(subject, prompted):
+    inputs = {"inputs_embeds": prompted.embeds[None]}
+    whole = hidden_states(subject, prompted, [0, 1], **inputs)
+    for rows in (1, 3):
+        few = hidden_states(subject, prompted, [0, 1], most_pairs=rows * len(prompted.embeds), **inputs)
+        torch.testing.assert_close(few, whole, atol=1e-4, rtol=1e-4)
 
 
 def test_they_stay_dropped_while_the_answer_is_made(subject, head, prompted):

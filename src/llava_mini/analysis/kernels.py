@@ -81,12 +81,13 @@ def watching(watched: Mapping[nn.Module, Listener], most_weights: int = MOST_WEI
     return kernel
 
 
-def hiding(modules: Collection[nn.Module], hidden: Tensor) -> Kernel:
+def hiding(modules: Collection[nn.Module], hidden: Tensor, most_pairs: int = MOST_WEIGHTS) -> Kernel:
     """Return a kernel that hides some keys, in some attention modules, from all rows but the hidden ones themselves.
 
     Args:
         modules: Where they are hidden.
         hidden: [S] bool: positions of a prompt. Tokens that follow the prompt are never hidden.
+        most_pairs: So many pairs of a row and a key have a mask in memory at a time, or one row if that is more.
     """
 
     def kernel(
@@ -97,12 +98,20 @@ def hiding(modules: Collection[nn.Module], hidden: Tensor) -> Kernel:
         attention_mask: Tensor | None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
-        if module in modules:
-            num_rows, num_keys = query.shape[2], key.shape[2]
-            is_hidden = functional.pad(hidden[:num_keys], (0, max(num_keys - len(hidden), 0)))  # [K]
-            visible = _visible(attention_mask, num_keys - num_rows, num_rows, num_keys, query.device)
-            attention_mask = visible & ~(is_hidden & ~is_hidden[num_keys - num_rows :, None])  # [B, 1, R, K]
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        if module not in modules:
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        num_keys, before = key.shape[2], key.shape[2] - query.shape[2]
+        is_hidden = functional.pad(hidden[:num_keys], (0, max(num_keys - len(hidden), 0)))  # [K]
+        attended, position, step = [], before, max(most_pairs // num_keys, 1)
+        for rows in query.split(step, dim=2):
+            end = position + rows.shape[2]
+            part = None if attention_mask is None else attention_mask[:, :, position - before : end - before]
+            visible = _visible(part, position, rows.shape[2], num_keys, query.device)
+            visible = visible & ~(is_hidden & ~is_hidden[position:end, None])  # [B, 1, rows, K]
+            attended.append(attend(module, rows, key, value, visible, **kwargs)[0])  # [B, rows, H, C]
+            position = end
+        return torch.cat(attended, dim=1), None
 
     return kernel
 
