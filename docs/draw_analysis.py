@@ -25,7 +25,8 @@ MODELS = {
     "all-token": (
         "An all-token model",
         "All patches are vision tokens, and there is no pre-fusion, as in LLaVA-1.5: the model that the paper's "
-        "Figures 2 to 5 are about, on our scale.",
+        "Figures 2 to 5 are about, on our scale. It is the row all-tokens of [the study](../study.md), seed 0, so it "
+        "was trained for less long than the embedded model.",
     ),
 }
 """Analyses that the page may show, by the name of their files: a title, and what is to be known of the model."""
@@ -58,8 +59,10 @@ def keep(name: str, source: Path) -> None:
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob(f"{name}-*"):
         old.unlink()
-    for file, kept in (("about.json", f"{name}.json"), ("dropped.csv", f"{name}-dropped.csv")):
-        shutil.copyfile(source / file, FOLDER / kept)
+    about = json.loads((source / "about.json").read_text(encoding="utf-8"))
+    about["model"] = name  # wherever it lay
+    (FOLDER / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(source / "dropped.csv", FOLDER / f"{name}-dropped.csv")
     for picture in PICTURES:
         if (source / f"{picture}.png").exists():
             shutil.copyfile(source / f"{picture}.png", FOLDER / f"{name}-{picture}.png")
@@ -81,7 +84,7 @@ def _section(name: str) -> str:
         if (FOLDER / f"{name}-{picture}.png").exists()
     ]
     opening = textwrap.fill(f"{words} {_measured(about)}", 120)
-    return "\n".join([f"## {title}\n", f"{opening}\n", *claims, "", *_dropped(name), "", *pictures])
+    return "\n".join([f"## {title}\n", f"{opening}\n", *claims, "", *_dropped(name), "", *_in_vain(name), *pictures])
 
 
 def _measured(about: Mapping[str, Any]) -> str:
@@ -91,10 +94,26 @@ def _measured(about: Mapping[str, Any]) -> str:
     )
 
 
-def _dropped(name: str) -> list[str]:
-    """Right answers with vision tokens dropped, as a table: one row for each choice of layers."""
+def _rows(name: str) -> list[dict[str, str]]:
+    """Right answers with vision tokens dropped, of images and videos apart."""
     with (FOLDER / f"{name}-dropped.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["about"] != "all"]
+        return [row for row in csv.DictReader(file) if row["about"] != "all"]
+
+
+def _in_vain(name: str) -> list[str]:
+    """A warning where a model with all its tokens is no better than a guess: it has nothing to lose then."""
+    whole = [row for row in _rows(name) if row["series"] == "nowhere"]
+    lost = [row["about"] for row in whole if float(row["low"]) <= float(row["blind_guess"])]
+    return [
+        f"With all its vision tokens this model answers questions about {about} no better than a blind guess does, so\n"
+        "that column does not say in which layers they are needed.\n"
+        for about in lost
+    ]
+
+
+def _dropped(name: str) -> list[str]:
+    """The same as a table: one row for each choice of layers."""
+    rows = _rows(name)
     groups = list(dict.fromkeys(row["about"] for row in rows))
     lines = [f"| vision tokens dropped | layers | {' | '.join(groups)} |", f"|---|---|{'---:|' * len(groups)}"]
     for series, layers in dict.fromkeys((row["series"], row["layers"]) for row in rows):

@@ -37,12 +37,13 @@ def test_every_analysis_says_on_what_it_was_made():
         assert not about["commit"].endswith("+"), "Commit first, then analyse: nobody has the files that were changed."
         assert about["questions"] >= 100
         assert about["data"] == "world"
+        assert about["model"] == path.stem, "Keep it with draw_analysis.py, which leaves out where the model lay."
 
 
 def test_an_analysis_is_kept_with_its_pictures(pages, tmp_path, monkeypatch):
     source, folder = tmp_path / "looks", tmp_path / "analysis"
     source.mkdir()
-    (source / "about.json").write_text("{}")
+    (source / "about.json").write_text('{"model": "/home/somebody/model", "questions": 5}')
     (source / "dropped.csv").write_text("about\n")
     (source / "attention.png").write_bytes(b"new")
     (source / "words-2.png").write_bytes(b"not kept")
@@ -51,3 +52,4 @@ def test_an_analysis_is_kept_with_its_pictures(pages, tmp_path, monkeypatch):
     (folder / "tiny-queries.png").write_bytes(b"of an older analysis")
     pages.keep("tiny", source)
     assert sorted(path.name for path in folder.iterdir()) == ["tiny-attention.png", "tiny-dropped.csv", "tiny.json"]
+    assert json.loads((folder / "tiny.json").read_text()) == {"model": "tiny", "questions": 5}
