@@ -7,9 +7,10 @@ One linear map takes the place of the projector.
 The keys are made of the patches' positions alone, not of what the patches show. How much each query looks at each place
 is therefore a constant of the weights: it is computed once for all frames, and what is left to do for a frame is a sum.
 
-Two things differ from the published code. Numbers of tokens come from torch's generator instead of Python's, anew for
-each group of frames that passes together. And a new model draws the linear map as all others here, with the standard
-deviation of the configuration instead of one over the root of the language width.
+Three things differ from the published code. Numbers of tokens come from torch's generator instead of Python's, anew for
+each group of frames that passes together. They are drawn whenever the model trains, where the published first stage,
+which trains nothing but this and has no counterpart here, takes all. And a new model draws the linear map as all others
+here, with the standard deviation of the configuration instead of one over the root of the language width.
 """
 
 from typing import ClassVar
