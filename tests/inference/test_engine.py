@@ -11,7 +11,7 @@ from llava_mini.inference.engine import Engine
 from llava_mini.inference.settings import NO_CACHING, AnswerSettings, Caching
 from llava_mini.inference.stats import PARTS
 from llava_mini.processor.media_stream import MediaStream
-from tests.tiny_engine import picture, save_tiny, tiny_engine, write_film
+from tests.tiny_engine import picture, save_tiny, tiny_engine, tiny_parts, write_film
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,18 @@ def test_answers_are_those_of_generate(engine, film):
         ((), []),
     ]:
         assert engine.ask("what?", media, max_tokens=12).text == plain_answer(engine, [user(*parts, "what?")])
+
+
+def test_a_number_of_tokens_set_later_holds_also_for_frames_that_were_seen_before():
+    fields = {"reducer": "mqt", "reducer_tokens": 4, "prefusion_num_layers": 0}
+    engine = Engine(*tiny_parts(fields=fields))
+    for count in (4, 1, 3):
+        engine.model.config.reducer_tokens = count
+        fresh = Engine(*tiny_parts(fields={**fields, "reducer_tokens": count}))
+        fresh.model.load_state_dict(engine.model.state_dict())
+        answer = engine.ask("what?", picture(), max_tokens=6)
+        assert answer.text == fresh.ask("what?", picture(), max_tokens=6).text
+        assert answer.stats.vision_tokens == count
 
 
 def test_streamed_pieces_add_up_to_the_answer(engine, film):

@@ -122,4 +122,4 @@ def sections(found: Findings) -> list[Section]:
 def _caption(number: str, example: Example) -> str:
     """What was asked and answered, in letters that no picture may have."""
     asked = example.asked
-    return f"Question {number}: {asked.question} Answer: {example.answer or '(nothing)'} Right answer: {asked.answer}"
+    return f"Question {number}: {asked.question} | Answer: {example.answer or '(nothing)'} | Right: {asked.answer}"
