@@ -228,7 +228,8 @@ class InstructionTuning:
         model = self.module.model
         head, tokens_per_frame = model.language_model.lm_head, model.config.tokens_per_frame
         rows, targets = supervised_rows(model, fused, batch.frame_sources)
-        taught = taught_logits(teacher.to(rows.device), batch.inputs, batch.frame_sources, tokens_per_frame)
+        nn.Module.to(teacher, rows.device)
+        taught = taught_logits(teacher, batch.inputs, batch.frame_sources, tokens_per_frame)
         return _with(row_loss(head, rows, targets), "teacher", distillation_loss(head(rows).float(), taught))
 
     def _patch_loss(self, batch: TrainingBatch, fused: FusedPrompt) -> Tensor:
