@@ -122,7 +122,7 @@ def test_a_row_without_training_has_scores_and_no_curve(pages, made_up):
 
 
 def test_rows_about_time_stand_apart_with_what_carries_them(pages, made_up):
-    name, one = "time-weighed", seed(0, 0.6, 0.5, (1.0, 0.9, 0.8))
+    name, one = "time-plain", seed(0, 0.6, 0.5, (1.0, 0.9, 0.8))
     kinds = dict.fromkeys(("direction", "order", "event count", "clips", "all"), score(0.5))
     right = {"unchanged": 0.5, "tokens zeroed": 0.3, "tokens shuffled": 0.4, "text raw": 0.45}
     carriers = {way: {"right": {"clips": share}, "kept": {}} for way, share in right.items()}

@@ -67,9 +67,6 @@ class LlavaMiniConfig(PreTrainedConfig):
     """Where the language model's vision tokens leave: ``prefusion`` (released weights: reduced rows
     enter after the patches and leave its last layer) or ``reducer`` (the paper's text). ``nowhere``: the language
     model reads none, and sees only what pre-fusion has put into the text."""
-    frame_weights: str = "equal"
-    """How fused text is averaged over the frames of a prompt: ``equal`` (the paper), or ``by_place``, with learned
-    weights of every channel by the place of a frame among them. Read where there is pre-fusion."""
     fuse_token_id_zero: bool = True
     """Whether a real token with id 0 is fused. Released weights were trained with it left out."""
     position_codes: str = "patch_grid"
@@ -101,7 +98,6 @@ class LlavaMiniConfig(PreTrainedConfig):
             _check_number(name, getattr(self, name), least)
         _one_of("reducer", self.reducer, tuple(REDUCER_SETTINGS))
         _one_of("vision_tokens_from", self.vision_tokens_from, ("prefusion", "reducer", "nowhere"))
-        _one_of("frame_weights", self.frame_weights, ("equal", "by_place"))
         _one_of("position_codes", self.position_codes, ("patch_grid", "resized_query_grid"))
         vision = self.vision
         if vision.model_type != "clip_vision_model":

@@ -4,7 +4,6 @@ It follows the released code: [patches | reduced | text], hidden text rows maske
 replaced by their plain embeddings, positions counted over visible rows only.
 """
 
-import math
 from typing import cast
 
 import torch
@@ -31,7 +30,7 @@ def fuse_one_pass(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs,
             tokens.append(vision[0])
             texts.append(torch.where(visible[b][:, None], text[0], embeds[b]))
         frame += count
-        row = torch.stack(_weighed(model, texts, visible[b])).mean(0).to(embeds.dtype) if texts else embeds[b]
+        row = torch.stack(texts).float().mean(0).to(embeds.dtype) if texts else embeds[b]
         if tokens:
             row = row.masked_scatter(is_image[b][:, None], torch.cat(tokens))
         rows.append(row)
@@ -44,20 +43,6 @@ def fuse_one_pass(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs,
         labels=inputs.labels,
         num_frames=tuple(num_frames),
     )
-
-
-def _weighed(model: LlavaMiniForConditionalGeneration, texts: list[Tensor], visible: Tensor) -> list[Tensor]:
-    """Text [T, D] of each frame times the weight of each channel at its place, where it is fused."""
-    if model.prefusion is None or model.prefusion.frame_weights is None:
-        return texts
-    of_codes, found = model.prefusion.frame_weights.of_codes, []
-    for place, text in enumerate(texts):
-        weight = torch.ones(text.shape[1])
-        for number in range(12):
-            angle = 2 * math.pi * place / 2 ** (2 + number)
-            weight = weight + math.sin(angle) * of_codes[:, number] + (math.cos(angle) - 1) * of_codes[:, 12 + number]
-        found.append(torch.where(visible[:, None], weight * text, text))
-    return found
 
 
 def _one_frame(

@@ -22,7 +22,6 @@ SHAPES = [
     {"reducer": "query", "prefusion_num_layers": 0},
     {"reducer": "query", "prefusion_num_layers": 1},
     {"reducer": "query", "reducer_grid": 2, "resolution_ratio": 2},
-    {"reducer": "query", "frame_weights": "by_place"},
     {"reducer": "average_pool", "reducer_grid": 2},
     {"reducer": "identity"},
     {"reducer": "identity", "vision_tokens_from": "reducer"},
@@ -136,9 +135,8 @@ def vars_of(inputs: ModelInputs) -> dict[str, Any]:
     return {name: value for name, value in vars(inputs).items() if value is not None}
 
 
-@pytest.mark.parametrize("weights", ["equal", "by_place"])
-def test_streamed_frames_equal_a_tensor_of_them(weights: str):
-    model = tiny_model(reducer_grid=2, frame_weights=weights)
+def test_streamed_frames_equal_a_tensor_of_them():
+    model = tiny_model(reducer_grid=2)
     frames = pixels(model.config, 6)
     whole = ModelInputs(input_ids=torch.tensor([prompt(model.config, [5, 6], 5, [7], 1, [8, 9])]), pixel_values=frames)
     chunks = [

@@ -14,7 +14,6 @@ VARIANTS = {
     "four tokens": {"reducer_grid": 2},
     "HD": {"resolution_ratio": 2},
     "id 0 is not fused": {"fuse_token_id_zero": False},
-    "weighed frames": {"frame_weights": "by_place"},
 }
 
 CASES = [*((name, "llama") for name in VARIANTS), ("released order", "mistral"), ("released order", "qwen3")]

@@ -291,20 +291,6 @@ def test_a_row_about_time_goes_on_from_a_trained_row_and_learns_from_clips_alone
     assert "time-all-tokens" in study_table(found)
 
 
-def test_weights_of_frames_join_a_trained_row_as_a_plain_mean(settings, folder):
-    one = Row(
-        name="odd",
-        shows="A row that is trained here, with weights of frames.",
-        goes_on_from="query-prefusion-1",
-        changes={"prefusion_num_layers": 1, "frame_weights": "by_place"},
-        about_time=True,
-    )
-    model = study.row_task(settings, folder, one, 0).module.model
-    assert model.prefusion.frame_weights.of_codes.count_nonzero() == 0
-    before = weights(run_of(folder, row("query-prefusion-1")))
-    assert all(torch.equal(value.float(), model.state_dict()[name].float()) for name, value in before.items())
-
-
 def test_a_row_is_taught_by_the_trained_model_of_another(settings, folder):
     one = Row(name="odd", shows="Taught.", changes={"prefusion_num_layers": 1}, taught_by="all-tokens")
     task = study.row_task(settings, folder, one, 0)

@@ -34,8 +34,7 @@ class Variants:
     other: FusedPrompt
     """About as many frames of the question before each."""
     disordered: FusedPrompt
-    """About their own frames in another order. Fused text is a mean over frames, so it differs by rounding
-    alone, unless frames are weighed by their places."""
+    """About their own frames in another order. Fused text is a mean over frames, so it differs by rounding alone."""
 
 
 Spoil = Callable[[LlavaMiniForConditionalGeneration, Variants], FusedPrompt]

@@ -24,7 +24,6 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from llava_mini.config import LlavaMiniConfig
-from llava_mini.model.frame_weights import NUM_PERIODS
 from llava_mini.model.reducers import REDUCERS, Cost
 
 PAPER_TEXT_TOKENS = 43
@@ -200,12 +199,11 @@ def parameters(config: LlavaMiniConfig) -> ByPart:
     biases = 0 if REDUCERS[config.reducer].has_linear_projector else 2 * language
     decoder_layer = _Decoder(text).layer_parameters
     table = text.vocab_size * language
-    frame_weights = 2 * NUM_PERIODS * language if config.frame_weights == "by_place" else 0
     return ByPart(
         vision_tower=embeddings + vision.num_hidden_layers * tower_layer + 4 * width,
         reducer=REDUCERS[config.reducer].cost(config, 0).parameters,
         projector=_projector(config) // 2 + biases,
-        prefusion=config.prefusion_num_layers * decoder_layer + (config.prefusion_num_layers > 0) * frame_weights,
+        prefusion=config.prefusion_num_layers * decoder_layer,
         language_model=table * (1 if config.tie_word_embeddings else 2)
         + text.num_hidden_layers * decoder_layer
         + language,

@@ -22,10 +22,9 @@ from llava_mini.flow import FrameChunk, FusedPrompt, KeysValues, ModelInputs, Se
 from llava_mini.model import inside as insides
 from llava_mini.model import splice
 from llava_mini.model.assistance import refuse_assistance
-from llava_mini.model.frame_weights import FrameWeights
 from llava_mini.model.head import read_whole
 from llava_mini.model.headless import Headless
-from llava_mini.model.prefusion import Fused, build_prefusion
+from llava_mini.model.prefusion import Fused, Prefusion
 from llava_mini.model.pretrained import StrictPreTrainedModel
 from llava_mini.model.projector import build_projector
 from llava_mini.model.reducers import REDUCERS, Question, Reduced, Reducer, build_reducer
@@ -60,7 +59,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text)
         read_whole(self.language_model.get_output_embeddings())
         config.text_config = self.language_model.config  # one object, so that a changed attention kernel reaches all
-        self.prefusion = build_prefusion(config)
+        self.prefusion = Prefusion(config.text, config.prefusion_num_layers) if config.prefusion_num_layers else None
         if self.prefusion is not None and self.reducer.is_late:
             raise ValueError(
                 f"The reducer {config.reducer!r} needs the question, or gives frames different numbers of tokens, so "
@@ -71,7 +70,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Reducer | FrameWeights):
+        if isinstance(module, Reducer):
             module.init_weights()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -229,11 +228,6 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         assert fused is not None
         return fused
 
-    def weighed(self, text: Tensor, places: Tensor) -> Tensor:
-        """What frames at some places [F] of their prompts add to the sum of fused text: of [F, N, D], in float32."""
-        weights = None if self.prefusion is None else self.prefusion.frame_weights
-        return text.float() if weights is None else weights(text, places)
-
     def text_before_frames(self, inputs: ModelInputs) -> Tensor:
         """Embeddings [N, D] of the text before the first frame, as far as it is the same in all prompts."""
         is_image, visible = inputs.input_ids == self.config.image_token_id, self._fusible(inputs)
@@ -271,7 +265,7 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         num_frames = 0 if given is None else given.shape[0]
         frames = splice.frames_of_prompts(text.is_image, num_frames, self.config.tokens_per_frame)
         prompt_of_frame = torch.arange(len(text.ids), device=text.ids.device).repeat_interleave(frames)
-        groups = self._groups(given, prompt_of_frame, splice.places_in_prompts(frames))
+        groups = self._groups(given, prompt_of_frame)
         tokens, total = self._pass_frames(groups, text, seen=inputs.features is not None)
         return splice.fused_prompt(text, text.with_fused(total, frames), tokens, frames)
 
@@ -319,13 +313,13 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
             fuse_answers=self.config.fuse_answers,
         )
 
-    def _groups(self, frames: Tensor | None, *of_frames: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Frames, or their features, with the prompt of each and its place there, ``frames_per_pass`` at a time."""
+    def _groups(self, frames: Tensor | None, prompt_of_frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames, or their features, with the prompt of each, ``frames_per_pass`` at a time."""
         if frames is not None:
-            yield from zip(*(part.split(self.frames_per_pass) for part in (frames, *of_frames)), strict=True)
+            yield from zip(frames.split(self.frames_per_pass), prompt_of_frame.split(self.frames_per_pass), strict=True)
 
     def _pass_frames(
-        self, groups: Iterator[tuple[Tensor, ...]], text: splice.TextRows, *, seen: bool
+        self, groups: Iterator[tuple[Tensor, Tensor]], text: splice.TextRows, *, seen: bool
     ) -> tuple[list[Reduced], Tensor]:
         """Vision tokens of each group, and fused text [B, N, D] summed over the frames of each prompt, float32.
 
@@ -333,13 +327,13 @@ class LlavaMiniForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
         """
         rows = text.packed.embeds
         tokens, total = [], torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
-        for frames, prompt_of_frame, places in groups:
+        for frames, prompt_of_frame in groups:
             patches, reduced = self.reduce_frames(frames if seen else self.encode_frames(frames))
             fused = self.read(patches, reduced, rows[prompt_of_frame])
             assert fused.vision is not None
             assert fused.text is not None
             tokens.append(self.frame_tokens(fused.vision, text, prompt_of_frame))  # [F, Q, D]
-            total = total.index_add(0, prompt_of_frame, self.weighed(fused.text, places))  # [B, N, D]
+            total = total.index_add(0, prompt_of_frame, fused.text.float())  # [B, N, D]
         return tokens, total
 
     def forward(

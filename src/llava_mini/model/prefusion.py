@@ -22,9 +22,7 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from llava_mini.config import LlavaMiniConfig
 from llava_mini.flow import KeysValues
-from llava_mini.model.frame_weights import FrameWeights
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of some positions, each [1, rows, C]."""
@@ -80,10 +78,9 @@ class Prefusion(nn.Module):
     Args:
         config: the language model's configuration, shared with it.
         num_layers: how many layers.
-        weighs_frames: whether fused text is averaged with learned weights.
     """
 
-    def __init__(self, config: PreTrainedConfig, num_layers: int, *, weighs_frames: bool = False) -> None:
+    def __init__(self, config: PreTrainedConfig, num_layers: int) -> None:
         super().__init__()
         if config.model_type not in FAMILIES:
             raise ValueError(
@@ -100,7 +97,6 @@ class Prefusion(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(PrefusionLayer(config, family, index) for index in range(num_layers))
         self.rotary = family.rotary(config=config)
-        self.frame_weights = FrameWeights(config.hidden_size) if weighs_frames else None
 
     def forward(
         self,
@@ -277,13 +273,6 @@ class PrefusionLayer(nn.Module):
             f"Pre-fusion runs with the attention kernels eager, sdpa, flash_attention and their like, not {kernel!r}. "
             "Load the model with attn_implementation='sdpa'."
         )
-
-
-def build_prefusion(config: LlavaMiniConfig) -> Prefusion | None:
-    """The pre-fusion of a model; None if it has none."""
-    if not config.prefusion_num_layers:
-        return None
-    return Prefusion(config.text, config.prefusion_num_layers, weighs_frames=config.frame_weights == "by_place")
 
 
 def rotated_heads(

@@ -169,12 +169,6 @@ def widen(values: Tensor, is_image: Tensor, copies: list[int]) -> Tensor:
     return wide.unflatten(0, (len(values), -1))  # [B, S] or [B, S, D]
 
 
-def places_in_prompts(frames: Tensor) -> Tensor:
-    """Place of each frame among those of its prompt, from 0: [F] int64 of the numbers of frames [B]."""
-    first = (frames.cumsum(0) - frames).repeat_interleave(frames)
-    return torch.arange(len(first), device=frames.device) - first
-
-
 def frames_of_prompts(is_image: Tensor, num_frames: int, tokens_per_frame: int) -> Tensor:
     """How many frames each prompt holds: [B] int64.
 

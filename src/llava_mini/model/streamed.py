@@ -69,16 +69,15 @@ class StreamedFusion:
         frames = chunk.seen if isinstance(chunk, SeenChunk) else chunk.pixel_values
         for part in frames.split(self._model.frames_per_pass):
             self._read(part.to(self._model.device))
-            self.counts[chunk.slot] += len(part)
+        self.counts[chunk.slot] += len(frames)
 
     def _read(self, frames: Tensor | SeenFrames) -> None:
         text = self._text.packed.embeds
         seen = frames if isinstance(frames, SeenFrames) else self._model.see(frames, text[0, :0])
-        num_known, first = seen.text.shape[1], sum(self.counts)
-        places = torch.arange(first, first + len(seen), device=text.device)
-        known = self._model.weighed(seen.text, places).sum(0).expand(len(text), -1, -1)
+        num_known = seen.text.shape[1]
+        known = seen.text.float().sum(0).expand(len(text), -1, -1)
         new = text[:, num_known:].flatten(0, 1).expand(len(seen), -1, -1)  # [F, B * (N - known), D]
-        new = self._model.weighed(self._model.read_again(seen.keys_values, new, num_texts=len(text)), places).sum(0)
+        new = self._model.read_again(seen.keys_values, new, num_texts=len(text)).float().sum(0)
         self._keep_tokens(seen.vision)
         self._total = self._total + torch.cat([known, new.unflatten(0, (len(text), -1))], dim=1)  # [B, N, D]
 

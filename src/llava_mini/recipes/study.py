@@ -283,7 +283,7 @@ def row_task(
         model.prefusion.copy_from(before.language_model.model.layers)
     needed = needed_runs(settings, output_dir, row, seed)
     if row.goes_on_from:
-        model.load_state_dict({**model.state_dict(), **_trained_model(needed[row.goes_on_from]).state_dict()})
+        model.load_state_dict(_trained_model(needed[row.goes_on_from]).state_dict())
     task = tuning_of(
         start,
         model,

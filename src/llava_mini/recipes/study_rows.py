@@ -311,15 +311,13 @@ def _about_time(name: str, shows: str, *, goes_on_from: str = "query-prefusion-3
 
 TIME_ROWS: tuple[Row, ...] = (
     _about_time("plain", "Nothing else."),
-    _about_time("weighed", "Fused text is a mean of its own in every channel.", changes={"frame_weights": "by_place"}),
     _about_time("patches", "The token is asked for all patches of its frame.", patch_weight=1.0),
-    _about_time("weighed-patches", "Both of these.", changes={"frame_weights": "by_place"}, patch_weight=1.0),
     _about_time("things", "Losses on things, which need labels that no data set has.", thing_weight=1.0),
     _about_time(
-        "weighed-no-token",
-        "No vision token: the fused text alone, a mean of its own in every channel.",
+        "no-token",
+        "No vision token: the fused text alone.",
         goes_on_from="no-vision-token-prefusion-3",
-        changes=_pooled(DEPTH, vision_tokens_from="nowhere", frame_weights="by_place"),
+        changes=_pooled(DEPTH, vision_tokens_from="nowhere"),
     ),
     _about_time("all-tokens", "All patches.", goes_on_from="all-tokens", changes=_all_tokens(0)),
 )

@@ -47,8 +47,7 @@ def fuse_shared(model: LlavaMiniForConditionalGeneration, inputs: ModelInputs, f
     stored = tuple((keys[frame_sources], values[frame_sources]) for keys, values in seen.keys_values)
     rows = text.packed.embeds
     read = model.read_again(stored, rows[prompt_of_frame])  # [F, N, D]
-    read = model.weighed(read, splice.places_in_prompts(frames))
-    total = torch.zeros_like(rows, dtype=torch.float32).index_add(0, prompt_of_frame, read)  # [B, N, D]
+    total = torch.zeros_like(rows, dtype=torch.float32).index_add(0, prompt_of_frame, read.float())  # [B, N, D]
     tokens = model.frame_tokens(seen.vision[frame_sources], text, prompt_of_frame)
     return splice.fused_prompt(text, text.with_fused(total, frames), [tokens], frames)
 
