@@ -83,6 +83,21 @@ CLAIMS = (
         less="query-prefusion-3",
     ),
     Claim(
+        says="A token that passes through pre-fusion is ahead (released code, not the paper's text)",
+        more="query-prefusion-3",
+        less="query-prefusion-3-token-before",
+    ),
+    Claim(
+        says="Codes of the patches' own grid are ahead (section 4.1, not the released weights)",
+        more="query-prefusion-3",
+        less="query-prefusion-3-released-codes",
+    ),
+    Claim(
+        says="Pre-fusion had better start as the language model's first layers (not in the paper)",
+        more="query-prefusion-3",
+        less="query-prefusion-3-random-start",
+    ),
+    Claim(
         says="A model with all patches is a good teacher (not in the paper)",
         more="query-prefusion-3-distilled",
         less="query-prefusion-3",

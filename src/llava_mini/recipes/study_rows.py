@@ -248,6 +248,11 @@ ROWS: tuple[Row, ...] = (
         changes=_query(DEPTH, vision_tokens_from="reducer"),
     ),
     Row(
+        name="query-prefusion-3-released-codes",
+        shows="The codes of patches are those of the one query, as in the released weights, so that they cancel.",
+        changes=_query(DEPTH, position_codes="resized_query_grid"),
+    ),
+    Row(
         name="query-prefusion-3-random-start",
         shows="Pre-fusion starts at random instead of from the language model's first layers.",
         changes=_query(DEPTH),
@@ -302,7 +307,7 @@ ROWS: tuple[Row, ...] = (
 """The rows that begin alike, in the order in which they are trained."""
 
 TIME_KINDS = ("direction", "order", "event count")
-"""Questions about clips that a shuffled clip does not answer."""
+"""Questions about clips that ask how things change over time."""
 
 
 def _about_time(name: str, shows: str, *, goes_on_from: str = "query-prefusion-3", **fields: Any) -> Row:
@@ -376,6 +381,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "query-prefusion-3",
         "query-prefusion-3-patches",
         "query-prefusion-3-token-before",
+        "query-prefusion-3-released-codes",
         "query-prefusion-3-random-start",
         "query-prefusion-3-vision-start",
         "query-prefusion-3-things",
