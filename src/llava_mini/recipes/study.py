@@ -283,7 +283,7 @@ def row_task(
         model.prefusion.copy_from(before.language_model.model.layers)
     needed = needed_runs(settings, output_dir, row, seed)
     if row.goes_on_from:
-        model.load_state_dict(_trained_model(needed[row.goes_on_from]).state_dict())
+        model.load_state_dict(_saved_parts(needed[row.goes_on_from])[0].state_dict())
     task = tuning_of(
         start,
         model,
@@ -291,16 +291,17 @@ def row_task(
         partial(row_records, settings, row, seed),
         thing_weight=row.thing_weight,
         patch_weight=row.patch_weight,
-        teacher=_trained_model(needed[row.taught_by]) if row.taught_by else None,
+        teacher=_saved_parts(needed[row.taught_by])[0] if row.taught_by else None,
         conversation_every=0,
     )
     return RowTuning(task, None if model.reducer.reads else features)  # which see more of the tower
 
 
-def _trained_model(run: Run) -> LlavaMiniForConditionalGeneration:
-    """The model of a row that is trained, in evaluation mode."""
+def _saved_parts(run: Run) -> Parts:
+    """Model and processor of a row that is trained, the model in evaluation mode."""
     kernel = {"dtype": run.dtype, "attn_implementation": "eager"}  # as it was trained
-    return LlavaMiniForConditionalGeneration.from_pretrained(run.model_dir, **kernel)
+    model = LlavaMiniForConditionalGeneration.from_pretrained(run.model_dir, **kernel)
+    return model, LlavaMiniProcessor.from_pretrained(run.model_dir)
 
 
 def row_records(settings: StudySettings, row: Row, seed: int, step: int) -> list[Record]:
@@ -386,9 +387,9 @@ def _finish(run: Run, settings: StudySettings, row: Row, seed: int, hardware: Ha
     if clock.is_over(_seconds_for_facts(run, settings)):
         return False
     with held(run.output_dir):
-        task = run.trained()
-        hardware.place(task.module)
-        _look_into(scored_parts(task, row), settings, row, seed, run.output_dir)
+        parts = _saved_parts(run)
+        hardware.place(parts[0])
+        _look_into(parts, settings, row, seed, run.output_dir)
     clock.is_fresh = False
     return True
 
@@ -409,7 +410,7 @@ def _finish_untrained(
     with held(run.output_dir):
         record = RunRecord(run.output_dir / RECORD, run.name, run.settings, resume=True)
         record.start(hardware, run.dtype)
-        parts = with_fields(_trained_model(source), LlavaMiniProcessor.from_pretrained(source.model_dir), row.changes)
+        parts = with_fields(*_saved_parts(source), row.changes)
         hardware.place(parts[0])
         found = {kind: asdict(score) for kind, score in _scored(parts, settings.bench(row, settings.questions)).items()}
         write_text(run.output_dir / "scores.json", json.dumps(found, indent=2) + "\n")
