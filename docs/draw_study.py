@@ -443,7 +443,8 @@ def _settling(rows: Rows) -> str:
         f"{'stays' if settled < last else 'is'} close to the final one (Kendall's tau of "
         f"{SETTLED} and more); half way, at step {middle[0]:,}, tau is {middle[1]:.2f}. Between the final order by "
         f"loss and that by score tau is {kendall(losses, scores):.2f}. The rate falls to nearly nothing at the end, so "
-        "the order of longer runs may still be another."
+        "the order of longer runs may still be another. The losses of M3 and MQT are those with the numbers of tokens "
+        "that are drawn in training."
     )
 
 
