@@ -378,6 +378,7 @@ class Engine:
                 for chunk in chunks:
                     clock.timed("prefusion", fusion.add)(chunk)
             fused = fusion.prompt()
+        clock.settle()
         for row, counts in enumerate(stats):
             counts.cached_frames = reading.num_cached
             for part, seconds in shared.seconds.items():

@@ -136,20 +136,15 @@ class FrameReader:
     def _decoded(
         self, media: MediaStream, slot: int, clock: Clock, skip: int
     ) -> Generator[tuple[FrameChunk, list[str]]]:
-        """Chunks of frames with the digests of their pixels, without the first ``skip`` frames."""
-        chunks = Ahead(media.chunks(slot)) if media.is_film(slot) else media.chunks(slot)
-        with closing(chunks):
+        """Chunks of frames with the digests of their pixels, without the first ``skip`` frames; films a chunk ahead."""
+        ready = _digested(media.chunks(slot), skip)
+        with closing(Ahead(ready) if media.is_film(slot) else ready) as chunks:
             waited = clock.timed("media", chunks.__next__)
             while True:
                 try:
-                    chunk = waited()
+                    yield waited()
                 except StopIteration:
                     return
-                drop, skip = min(skip, len(chunk.pixel_values)), max(skip - len(chunk.pixel_values), 0)
-                pixels = chunk.pixel_values[drop:]
-                if len(pixels):
-                    digests = clock.timed("media", _digests)(pixels)
-                    yield FrameChunk(pixel_values=pixels, slot=slot, total=chunk.total), digests
 
     def _see(
         self,
@@ -204,6 +199,16 @@ class FrameReader:
         """What a frame's key says besides its pixels: the model, and the text before the frames if that is kept."""
         state = self._state.frames(lasting=self.cache.folder is not None)
         return f"{state} {self.kept} {'' if self.kept == 'features' else _digest_of(text)}"
+
+
+def _digested(chunks: Generator[FrameChunk], skip: int) -> Generator[tuple[FrameChunk, list[str]]]:
+    """Each chunk with the digests of its frames, without the first ``skip`` frames of all."""
+    with closing(chunks):
+        for chunk in chunks:
+            drop, skip = min(skip, len(chunk.pixel_values)), max(skip - len(chunk.pixel_values), 0)
+            pixels = chunk.pixel_values[drop:]
+            if len(pixels):
+                yield FrameChunk(pixel_values=pixels, slot=chunk.slot, total=chunk.total), _digests(pixels)
 
 
 def _digests(pixel_values: Tensor) -> list[str]:

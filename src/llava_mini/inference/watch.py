@@ -137,6 +137,7 @@ class Watch(Iterator[Moment]):
         clock = Clock(stats.seconds, self._model.device)
         with self._lock:
             prompt = self._prompt(question, clock)
+            clock.settle()
         stats.frames = stats.cached_frames = prompt.num_frames[0]
         stats.vision_tokens = stats.frames * self._model.config.tokens_per_frame
         stats.text_tokens = prompt.input_ids.shape[1] - stats.vision_tokens
