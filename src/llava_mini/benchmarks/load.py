@@ -56,6 +56,10 @@ ImageDraw.Draw(picture).rectangle((210, 60, 340, 300), fill=(30, 60, 200))
 since = time.perf_counter()
 engine.ask("How many things are there?", [picture], max_tokens=8)
 lap("another picture")
+for _ in range(10):
+    since = time.perf_counter()
+    engine.ask("How many things are there?", [picture], max_tokens=8)
+lap("repeated answer")
 print(json.dumps({"seconds": times, "answer_tokens": answer.stats.answer_tokens}))
 """
 STEPS = {
@@ -69,6 +73,7 @@ STEPS = {
     "second answer": "the same question",
     "third answer": "",
     "another picture": "a first answer again, in a process that has answered before",
+    "repeated answer": "the same about that picture, the tenth time",
     "whole process": "start to end, with all answers",
 }
 """What is timed, in the order in which it happens."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
@@ -120,5 +121,12 @@ def _settings(model: LlavaMiniForConditionalGeneration) -> str:
 
     config = model.config
     kernels = [str(one._attn_implementation) for one in (config, config.vision, config.text)]
-    facts = [config.to_dict(), kernels, model.device.type, str(model.dtype), torch.__version__, __version__]
-    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=20).hexdigest()
+    facts = [config, kernels, model.device.type, str(model.dtype), torch.__version__, __version__]
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=_plainly).encode(), digest_size=20).hexdigest()
+
+
+def _plainly(value: object) -> object:
+    """The fields of a configuration, without the copies that its ``to_dict`` makes; of anything else its name."""
+    if isinstance(value, PreTrainedConfig):
+        return {name: field for name, field in vars(value).items() if not name.startswith("_")}
+    return str(value)
