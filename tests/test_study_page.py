@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_a_row_is_ahead_only_where_all_seeds_agree_and_the_mean_exceeds_the_spre
         pages.verdict(pages.differences(rows, "query-prefusion-1", "query-prefusion-0", "clips")) == "within the spread"
     )
     assert pages.verdict([0.1, 0.4, 0.05]) == "within the spread"
+    assert pages.verdict([0.0, 0.02, 0.02]) == "within the spread"
     assert pages.verdict([0.1]) == "one seed"
 
 
@@ -86,16 +88,33 @@ def test_rows_are_compared_on_the_seeds_that_both_have(pages, made_up):
     assert pages.differences(fewer, "query-prefusion-1", "query-prefusion-0", "images") == pytest.approx([0.21])
 
 
+def test_the_page_says_how_often_equal_rows_are_told_apart_by_chance(pages):
+    random = Random(0)
+    for seeds, share in ((2, 0.39), (3, 0.21)):
+        verdicts = [pages.verdict([random.gauss(0, 1) for _ in range(seeds)]) for _ in range(10_000)]
+        assert sum(one in ("ahead", "behind") for one in verdicts) / 10_000 == pytest.approx(share, abs=0.015)
+        assert f"{100 * share:.0f}" in pages.PAIRS
+
+
 def test_rank_correlation_counts_pairs(pages):
     assert pages.kendall([1, 2, 3], [10, 20, 30]) == pages.kendall([1], [5]) == 1
     assert pages.kendall([1, 2, 3], [3, 2, 1]) == -1
     assert pages.kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+    assert pages.kendall([1, 2, 2], [5, 7, 7]) == pytest.approx(1)
 
 
 def test_the_order_settles_where_it_stays_the_final_one(pages, made_up):
     rows = pages.rows_by_name(made_up)
     assert pages.orders(rows) == [(50, -1.0), (100, pytest.approx(-1 / 3)), (150, 1.0)]
     assert pages.settled_at(rows) == 150
+
+
+def test_the_order_is_that_of_seeds_which_all_rows_have(pages, made_up):
+    rows = pages.rows_by_name(made_up)
+    easy = {**rows["query-prefusion-0"]["seeds"][0], **seed(2, 0.5, 0.4, (0.1, 0.1, 0.1))}
+    more = {**rows, "query-prefusion-0": {"seeds": [*rows["query-prefusion-0"]["seeds"], easy]}}
+    assert pages.common_seeds(more.values()) == [0, 1]
+    assert pages.orders(more) == pages.orders(rows)
 
 
 def test_the_page_has_every_row_pair_and_table_that_there_is(pages, made_up):
@@ -105,6 +124,8 @@ def test_the_page_has_every_row_pair_and_table_that_there_is(pages, made_up):
     assert text.count("\n### ") == len(pages.tables_of(pages.rows_by_name(made_up))) == 1
     assert "150 steps of 16 pictures" in text
     assert "At no step before the last, 150, the order of 3 rows" in text
+    assert "half way, at step 100, tau is -0.33" in text
+    assert "| `query-prefusion-1` | 2 | 1 (1) | .595 ± " in text
     with pytest.raises(ValueError, match="no finished row"):
         pages.page({**made_up, "rows": []})
 
@@ -116,7 +137,10 @@ def test_a_row_without_training_has_scores_and_no_curve(pages, made_up):
     rows = pages.rows_by_name(study)
     assert [*pages.trained(rows)] == [row["row"] for row in made_up["rows"]]
     assert pages.orders(rows) == pages.orders(pages.rows_by_name(made_up))
-    assert f"| `{name}` | .60 |" in pages.page(study)
+    text = pages.page(study)
+    assert f"| `{name}` | .60 |" in text
+    time_of_step = next(line for line in text.splitlines() if line.startswith(f"| `{name}` | 1 |")).split("|")[-2]
+    assert time_of_step == "  "
     for draw in pages.PICTURES.values():
         draw(study)
 
@@ -133,6 +157,14 @@ def test_rows_about_time_stand_apart_with_what_carries_them(pages, made_up):
     assert f"| `{name}` | `query-prefusion-3` | 1 | {cells}" in text
     assert f"| `{name}` | Time. |" in text
     assert "What keeps time" not in pages.page(made_up)
+
+
+def test_a_row_about_time_has_no_loss_where_it_has_nothing_to_lose(pages, made_up):
+    name, kinds = "time-all-tokens", ("direction", "order", "event count", "clips", "all")
+    carriers = {way: {"right": {"clips": 0.4}, "kept": {}} for way in ("unchanged", "tokens zeroed", "tokens shuffled")}
+    facts = {**seed(0, 0.6, 0.5, (1.0, 0.9, 0.8)), "scores": dict.fromkeys(kinds, score(0.5)), "carriers": carriers}
+    about_time = {"row": name, "shows": "All patches.", "from": "all-tokens", "seeds": [facts]}
+    assert "| .500 | +0.00 | +0.00 |  |" in pages.page({**made_up, "time": [about_time]})
 
 
 def test_every_row_that_is_compared_is_a_row_of_the_study(pages):

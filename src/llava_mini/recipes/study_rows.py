@@ -370,6 +370,8 @@ TABLES: dict[str, tuple[str, ...]] = {
         "query-4-tokens-prefusion-0",
         "query-16-tokens-prefusion-0",
         "average-pool-prefusion-0",
+        "mqt-2-tokens",
+        "prumerge",
     ),
     "Pre-fusion alone (Table 11)": (
         "all-tokens",
