@@ -65,9 +65,10 @@ class Study(_Running):
     """The study's folder. A study that was cut off goes on with the same command; several processes may do so at once,
     each with rows of its own. Left out: runs/study, or runs/study-smoke."""
     rows: Annotated[tuple[str, ...], arg(metavar="ROW...", help_behavior_hint="")] = ()
-    """Train these rows only; a wrong name lists them. Left out: all."""
-    seeds: int = 3
-    """How often each row is trained, each time with other data: all rows with the first seed, then with the next."""
+    """Train these rows only, and those that they need; a wrong name lists them. Left out: all."""
+    seeds: Annotated[int | None, _NUMBER] = None
+    """How often each row is trained, each time with other data: all rows with the first seed, then with the next. Left
+    out: 3, and 1 with --smoke."""
     steps: Annotated[int | None, _NUMBER] = None
     """Of each row. Left out: 1500."""
     table: Annotated[bool, _OPTIONAL] = False

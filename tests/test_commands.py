@@ -283,6 +283,7 @@ def test_train_runs_the_recipe_and_names_the_finished_model(monkeypatch, capsys,
     [
         ([], "runs/study", {}),
         (["--smoke"], "runs/study-smoke", {"rows": study.SMOKE_ROWS, "num_seeds": 1}),
+        (["--smoke", "--seeds", 2], "runs/study-smoke", {"rows": study.SMOKE_ROWS, "num_seeds": 2}),
         (
             ["--rows", "all-tokens", "no-vision", "--seeds", 2],
             "runs/study",

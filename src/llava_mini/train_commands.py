@@ -71,7 +71,7 @@ def train_study(flags: "Study") -> int:
         output,
         study.study_settings(smoke=flags.smoke, steps=flags.steps),
         rows=flags.rows or (study.SMOKE_ROWS if flags.smoke else ()),
-        num_seeds=1 if flags.smoke else flags.seeds,
+        num_seeds=(1 if flags.smoke else 3) if flags.seeds is None else flags.seeds,
         hardware=choose_hardware(flags.device, flags.threads, flags.workers),
         slice_minutes=flags.slice_minutes,
     )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from shutil import copytree
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.processor.processor import LlavaMiniProcessor
 from llava_mini.recipes import study
 from llava_mini.recipes.study_results import means_and_spreads, read_study, study_table
-from llava_mini.recipes.study_rows import ROWS, Row, rows_of
+from llava_mini.recipes.study_rows import ROWS, Row, rows_of, with_needed
 from llava_mini.recipes.tiny import parts_of
+from llava_mini.training.checkpoints import held
 from llava_mini.training.run_log import read_log
 from llava_mini.training.trainer import progress_of
 
@@ -268,10 +270,41 @@ def test_methods_of_any_number_of_tokens_are_scored_with_the_one_of_their_row(se
     assert (model.config.tokens_per_frame, processor.tokens_per_frame) == (2, 2)
 
 
-def test_a_row_waits_for_the_rows_that_it_needs(settings, folder):
-    said = []
-    assert not study.train_study(folder, settings, rows=["time-plain"], num_seeds=1, say=said.append)
-    assert said == ["time-plain needs the trained query-prefusion-3 with seed 0, which is not there yet."]
+def test_rows_that_are_needed_stand_before_those_that_need_them_and_need_nothing():
+    names = [row.name for row in rows_of()]
+    needing = [row for row in rows_of() if row.needs]
+    assert len(needing) >= 12
+    for one in needing:
+        assert [found.name for found in with_needed([one])] == [*one.needs, one.name]
+        assert all(names.index(name) < names.index(one.name) for name in one.needs)
+        assert not any(row(name).needs for name in one.needs)
+
+
+def test_a_row_waits_for_the_needed_one_that_another_process_trains(settings, folder):
+    said, needed = [], folder / "rows" / "query-prefusion-3" / "seed-0"
+    needed.mkdir(parents=True)
+    with held(needed):
+        assert not study.train_study(folder, settings, rows=["time-plain"], num_seeds=1, say=said.append)
+    assert said == [
+        "Another process trains query-prefusion-3 with seed 0.",
+        "time-plain needs the trained query-prefusion-3 with seed 0, which is not there yet.",
+    ]
+
+
+def test_a_start_of_other_settings_is_refused_and_one_of_fewer_fields_taken(settings, folder, tmp_path):
+    copytree(folder / "start", tmp_path / "start")
+    record = json.loads((tmp_path / "start" / "run.json").read_text())
+    del record["settings"]["config"]["reducer_tokens"]
+    (tmp_path / "start" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="start holds a run with other settings .*different: alignment_steps, batch"):
+        study.train_study(tmp_path, study.study_settings())
+    assert not study.train_study(tmp_path, settings, rows=["query-prefusion-0"], slice_minutes=1e-4)
+    assert progress_of(tmp_path / "rows" / "query-prefusion-0" / "seed-0" / "stage-2")[0] > 0
+
+
+def test_the_folder_of_another_run_is_refused(settings, folder):
+    with pytest.raises(ValueError, match="start' holds another run. Give the study a folder of its own"):
+        study.train_study(folder / "start", settings)
 
 
 def test_a_row_about_time_goes_on_from_a_trained_row_and_learns_from_clips_alone(settings, folder):

@@ -36,7 +36,7 @@ from llava_mini.recipes.run import RECORD, START_SECONDS, Phase, Run
 from llava_mini.recipes.study_features import RowTuning, features_folder
 from llava_mini.recipes.study_results import FACTS, row_facts, study_table, write_study
 from llava_mini.recipes.study_results import read_study as read_study
-from llava_mini.recipes.study_rows import BASE, TIME_KINDS, Row, rows_of
+from llava_mini.recipes.study_rows import BASE, TIME_KINDS, Row, rows_of, with_needed
 from llava_mini.recipes.tiny import (
     TinySettings,
     asked_records,
@@ -46,7 +46,7 @@ from llava_mini.recipes.tiny import (
     tiny_settings,
     tuning_of,
 )
-from llava_mini.training.checkpoints import held, write_text
+from llava_mini.training.checkpoints import FolderInUseError, held, write_text
 from llava_mini.training.devices import Hardware
 from llava_mini.training.stages import Rule, Stage
 from llava_mini.training.trainer import PhaseSettings, Task, load_weights
@@ -142,7 +142,7 @@ def train_study(
     Args:
         output_dir: Folder of the study.
         settings: What is the same for all rows.
-        rows: Names of rows; all of them when not given.
+        rows: Names of rows, which are trained with those that they need; all of them when not given.
         num_seeds: How many times each row is trained.
         hardware: Where to train; one thread of the CPU if not given.
         slice_minutes: Stop after so long, where the next call goes on. None: run to the end.
@@ -152,7 +152,8 @@ def train_study(
         Whether all is done.
 
     Raises:
-        ValueError: A row is unknown, a number is not positive, or a folder holds a run with other settings.
+        ValueError: A row is unknown, a number is not positive, or the folder holds another run, or one with other
+            settings.
     """
     if num_seeds < 1:
         raise ValueError(f"A study needs at least one seed, got {num_seeds}.")
@@ -160,7 +161,10 @@ def train_study(
         raise ValueError(
             f"A slice needs a positive number of minutes, got {slice_minutes}. Leave it out to run to the end."
         )
-    chosen, hardware = rows_of(tuple(rows)), hardware or Hardware()
+    chosen, hardware = with_needed(rows_of(tuple(rows))), hardware or Hardware()
+    if (output_dir / RECORD).exists():
+        raise ValueError(f"{str(output_dir)!r} holds another run. Give the study a folder of its own.")
+    _check_start(start_run(settings, output_dir))
     for row in rows_of():
         for seed in range(num_seeds):
             _check_settings(row_run(settings, output_dir, row, seed))
@@ -178,17 +182,18 @@ def train_study(
             run = row_run(settings, output_dir, row, seed, keep_features=keeps)
             if is_done(run):
                 continue
-            if not _is_free(run.output_dir):
-                say(f"Another process trains {row.name} with seed {seed}.")
-                continue
             before = needed_runs(settings, output_dir, row, seed)
             if missing := [name for name, needed in before.items() if not needed.is_finished]:
                 say(f"{row.name} needs the trained {missing[0]} with seed {seed}, which is not there yet.")
                 continue
-            if row.weights_of:
-                is_over = not _finish_untrained(run, before[row.weights_of], settings, row, seed, hardware, clock)
-            else:
-                is_over = not _finish(run, settings, row, seed, hardware, clock)
+            try:
+                if row.weights_of:
+                    is_over = not _finish_untrained(run, before[row.weights_of], settings, row, seed, hardware, clock)
+                else:
+                    is_over = not _finish(run, settings, row, seed, hardware, clock)
+            except FolderInUseError:
+                say(f"Another process trains {row.name} with seed {seed}.")
+                continue
             if is_over:
                 return False
             say(f"{row.name}, seed {seed}, is done.\n{study_table(write_study(output_dir))}")
@@ -353,6 +358,18 @@ def _check_settings(run: Run) -> None:
         RunRecord(path, run.name, run.settings, resume=True)
 
 
+def _check_start(run: Run) -> None:
+    """Refuse the start of another study. Its configuration does not count: later versions may have more fields.
+
+    Raises:
+        ValueError: It was trained with other settings.
+    """
+    path = run.output_dir / RECORD
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8")).get("settings", {}).get("config")
+        _check_settings(replace(run, settings={**run.settings, "config": found}))
+
+
 def is_done(run: Run) -> bool:
     """Return whether a row with a seed is trained, scored and looked into."""
     return run.is_finished and (run.output_dir / FACTS).exists()
@@ -446,12 +463,10 @@ def _seconds_for_facts(run: Run, settings: StudySettings) -> float:
 
 def _is_free(folder: Path) -> bool:
     """Whether no other process trains in a folder."""
-    if not folder.exists():
-        return True
     try:
         with held(folder):
             return True
-    except ValueError:
+    except FolderInUseError:
         return False
 
 

@@ -146,6 +146,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         found, facts = means_and_spreads(row), row["seeds"][0]
+        seconds = mean(one["seconds_per_step"] for one in row["seeds"])
         lines.append(
             [
                 row["row"],
@@ -153,7 +154,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(facts["tokens_per_frame"]),
                 *(_share(found.get(group)) for group in GROUPS),
                 f"{facts['full_size']['flops_paper'] / 1e12:.2f}",
-                f"{mean(one['seconds_per_step'] for one in row['seeds']):.2f}",
+                f"{seconds:.2f}" if seconds else "",  # without training there is no step
             ]
         )
     kinds = [kind for kind in rows[0]["seeds"][0]["scores"] if kind not in GROUPS and "phrasings" not in kind]

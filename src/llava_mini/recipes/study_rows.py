@@ -4,7 +4,7 @@
 pre-fusion before a language model of four. Numbers of tables are those of the paper (arXiv 2501.03895).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -404,3 +404,8 @@ def rows_of(names: tuple[str, ...] = ()) -> tuple[Row, ...]:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"The study has no row {unknown[0]!r}. Its rows are: {', '.join(known)}.")
     return tuple(row for name, row in known.items() if not names or name in names)
+
+
+def with_needed(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return rows and those that have to be trained before them, in the order of the tables."""
+    return rows_of(tuple(name for row in rows for name in (row.name, *row.needs)))

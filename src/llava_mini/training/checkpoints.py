@@ -38,12 +38,16 @@ def replaced(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+class FolderInUseError(ValueError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes that ask for the same folder out of it. The hold ends with the process at the latest.
 
     Raises:
-        ValueError: If another process holds the folder.
+        FolderInUseError: If another process holds the folder.
     """
     if sys.platform == "win32":  # which has no such locks
         yield
@@ -55,7 +59,7 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
+            raise FolderInUseError(
                 f"Another process trains in {folder}. Wait until it ends, or give another folder."
             ) from error
         yield
