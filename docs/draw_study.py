@@ -152,9 +152,10 @@ before pre-fusion, all three as means over the kinds.
 """
 
 CARRIERS = """\
-Fewer questions are asked again with something spoiled between vision and language model: vision tokens set to zero, put
-into another order of a clip's frames, or taken from another picture or clip; fused text taken from another picture or
-clip, or set back to what it was before pre-fusion. Where nothing is lost, nothing was needed for these questions.
+Half of the questions are asked again with something spoiled between vision and language model: vision tokens set to
+zero, put into another order of a clip's frames, or taken from another picture or clip; fused text taken from another
+picture or clip, or set back to what it was before pre-fusion. Where nothing is lost, nothing was needed for these
+questions. With one seed a difference of .04 in a kind about clips is one question of 25.
 """
 
 
