@@ -333,6 +333,15 @@ def test_questions_from_several_threads_get_their_own_answers(parts):
     assert not wrong
 
 
+def test_only_the_latest_files_are_remembered(parts, film, tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_reader, "_MOST_FILES", 2)
+    files = [shutil.copy2(film, tmp_path / f"{number}.mp4") for number in range(3)]
+    engine = Engine(*parts)
+    for file in [files[0], files[1], files[0], files[2]]:
+        text(engine, "One?", [file])
+    assert [key[0] for key in engine._reader._pixels_of_file] == [str(files[0]), str(files[2])]
+
+
 def test_an_interrupted_film_leaves_no_thread_and_the_engine_goes_on(parts, film):
     engine = Engine(*parts)
 

@@ -53,6 +53,18 @@ def test_of_a_film_larger_than_the_budget_the_first_frames_stay():
         assert cache.stats.hits_in_memory - before == hits
 
 
+def test_what_there_is_no_room_for_is_not_copied(tmp_path):
+    cannot_be_copied = {"keys": torch.empty(SIZE, device="meta")}
+    cache = TensorCache(SIZE)
+    turn = cache.new_turn()
+    cache.put("large", cannot_be_copied, turn)
+    cache.put("a", tensors(), turn)
+    cache.put("of the same turn", {"keys": cannot_be_copied["keys"][:1]}, turn)
+    assert [key for key in ("large", "a", "of the same turn") if key in cache] == ["a"]
+    with pytest.raises(NotImplementedError):
+        TensorCache(SIZE, tmp_path).put("written", cannot_be_copied, turn)
+
+
 def test_tensors_outlive_the_memory_in_a_folder(tmp_path):
     first = TensorCache(0, tmp_path)
     first.put("abc", tensors(3.0), first.new_turn())

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -37,7 +38,6 @@ Count = Callable[[int, int | None], None]
 
 _SETTLED_NS = 2_000_000_000
 """Age of a file's last change before its time stamps can be trusted: a later change could carry the same ones."""
-
 
 _MOST_FILES = 256
 """So many files are remembered."""
@@ -64,6 +64,7 @@ class FrameReader:
         self.kept: Kept = kept
         self._state = state
         self._pixels_of_file: dict[object, tuple[str, ...]] = {}
+        self._lock = Lock()
 
     def read(
         self, media: MediaStream, text: Tensor, reading: Reading, clock: Clock, count: Count
@@ -103,10 +104,7 @@ class FrameReader:
                     pixels_seen += pixels
                     yield SeenChunk(seen=self._see(chunk, pixels, rest, text, turn, reading, clock), slot=slot)
             if fingerprint is not None and _fingerprint(media, slot) == fingerprint:
-                self._pixels_of_file.pop(fingerprint, None)
-                self._pixels_of_file[fingerprint] = tuple(pixels_seen)
-                while len(self._pixels_of_file) > _MOST_FILES:
-                    self._pixels_of_file.pop(next(iter(self._pixels_of_file)), None)
+                self._remember(fingerprint, pixels_seen)
             reading.keys += [self._key(pixels, rest) for pixels in pixels_seen]
 
     def keep(self, pixel_values: Tensor, text: Tensor) -> list[str]:
@@ -132,6 +130,14 @@ class FrameReader:
                     "engine a folder where it can keep all frames, or watch with a window."
                 )
             yield self._restored([tensors], text, clock)
+
+    def _remember(self, fingerprint: object, pixels: list[str]) -> None:
+        """Note which frames a file gave, and forget the file that was not asked about for longest."""
+        with self._lock:
+            self._pixels_of_file.pop(fingerprint, None)
+            self._pixels_of_file[fingerprint] = tuple(pixels)
+            while len(self._pixels_of_file) > _MOST_FILES:
+                del self._pixels_of_file[next(iter(self._pixels_of_file))]
 
     def _decoded(
         self, media: MediaStream, slot: int, clock: Clock, skip: int
