@@ -89,13 +89,17 @@ def test_the_compiled_contestant_answers_as_the_plain_one_and_leaves_its_model_a
     plain, one = Ours("plain", model, image, text), OursCompiled("compiled", model, image, text)
     assert all(layer in compiled for layer in layers)
     assert len(compiled) == len(layers) + 1  # and the step of the answer
-    expected, found = plain.first(silent()), one.first(silent())
-    for _ in range(4):
-        assert found.token.item() == expected.token.item()
-        expected, found = plain.step(expected), one.step(found)
-    assert isinstance(found.cache, StaticCache)
-    length = expected.cache.get_seq_length()
-    torch.testing.assert_close(keys_of(found)[..., :length, :], keys_of(expected), atol=1e-4, rtol=1e-4)
+    addresses = set()
+    for _ in range(2):
+        expected, found = plain.first(silent()), one.first(silent())
+        for _ in range(4):
+            assert found.token.item() == expected.token.item()
+            expected, found = plain.step(expected), one.step(found)
+        assert isinstance(found.cache, StaticCache)
+        length = expected.cache.get_seq_length()
+        torch.testing.assert_close(keys_of(found)[..., :length, :], keys_of(expected), atol=1e-4, rtol=1e-4)
+        addresses |= {layer.keys.data_ptr() for layer in found.cache.layers}
+    assert len(addresses) == len(found.cache.layers)  # graphs of a GPU are bound to them
     assert [*model.vision_tower.encoder.layers, *model.prefusion.layers] == layers
 
 
