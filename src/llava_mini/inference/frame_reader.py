@@ -173,7 +173,7 @@ class FrameReader:
         for start in range(0, len(missing), self.model.frames_per_pass):
             some = missing[start : start + self.model.frames_per_pass]
             rows = [keys.index(key) for key in some]
-            pixel_values = chunk.pixel_values[rows].to(self.model.device)
+            pixel_values = clock.timed("media", _sent)(chunk.pixel_values[rows], self.model.device)
             features = clock.timed("vision", self.model.encode_frames)(pixel_values)
             patches, reduced = clock.timed("reduction", self.model.reduce_frames)(features)
             parts.append(clock.timed("prefusion", self.model.read_first)(patches, reduced, text))
@@ -205,6 +205,11 @@ class FrameReader:
         """What a frame's key says besides its pixels: the model, and the text before the frames if that is kept."""
         state = self._state.frames(lasting=self.cache.folder is not None)
         return f"{state} {self.kept} {'' if self.kept == 'features' else _digest_of(text)}"
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device. A GPU takes it when it comes to it; without pinned memory it is waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _digested(chunks: Generator[FrameChunk], skip: int) -> Generator[tuple[FrameChunk, list[str]]]:
