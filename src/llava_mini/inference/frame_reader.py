@@ -115,21 +115,22 @@ class FrameReader:
         return [self._key(one, rest) for one in pixels]
 
     def recall(self, keys: Sequence[str], text: Tensor, clock: Clock) -> Iterator[SeenFrames]:
-        """Give the frames that were kept under some keys, one after another, and tell the clock how long it took.
+        """Give the frames that were kept under some keys, some at a time, and tell the clock how long it took.
 
         Raises:
             ValueError: one is not in the cache any more.
         """
         turn = self.cache.new_turn()
-        for number, key in enumerate(keys):
-            (tensors,) = clock.timed("media", self._find)([key], turn)
-            if tensors is None:
+        for start in range(0, len(keys), self.model.frames_per_pass):
+            found = clock.timed("media", self._find)(keys[start : start + self.model.frames_per_pass], turn)
+            whole = [tensors for tensors in found if tensors is not None]
+            if len(whole) < len(found):
                 raise ValueError(
-                    f"Frame {number} of {len(keys)} is no longer in the cache, which has room for "
+                    f"Frame {start + found.index(None)} of {len(keys)} is no longer in the cache, which has room for "
                     f"{self.cache.max_bytes} bytes in memory and {self.cache.folder or 'no folder'} on disk. Give the "
                     "engine a folder where it can keep all frames, or watch with a window."
                 )
-            yield self._restored([tensors], text, clock)
+            yield self._restored(whole, text, clock)
 
     def _remember(self, fingerprint: object, pixels: list[str]) -> None:
         """Note which frames a file gave, and forget the file that was not asked about for longest."""
