@@ -1,7 +1,7 @@
 """The least time that a question can take on a device: what it must multiply, and what it must read.
 
-Both rates are measured where the benchmark runs, by one large product and by looking through one large tensor, so a
-floor says how much faster the same arithmetic could be at most, not what a data sheet promises.
+Both rates are measured where the benchmark runs, by one large product and by one large sum, so a floor says how much
+faster the same arithmetic could be at most, not what a data sheet promises.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Floors:
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Measure a device with one number format. It should be empty: this takes a few GiB, and gives them back."""
     kind = device.type if device.type in SIDE else "cpu"
-    rates = Rates(operations=_operations(kind, device, dtype), bandwidth=_bandwidth(kind, device, dtype))
+    rates = Rates(operations=_operations(kind, device, dtype), bandwidth=_bandwidth(kind, device))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return rates
@@ -55,9 +55,9 @@ def _operations(kind: str, device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(seconds_of(lambda: left @ right, device) for _ in range(ROUNDS[kind]))
 
 
-def _bandwidth(kind: str, device: torch.device, dtype: torch.dtype) -> float:
-    read = torch.zeros(BYTES[kind] // dtype.itemsize, device=device, dtype=dtype).view(torch.int16)
-    return BYTES[kind] / min(seconds_of(lambda: read.max(), device) for _ in range(ROUNDS[kind]))
+def _bandwidth(kind: str, device: torch.device) -> float:
+    read = torch.zeros(BYTES[kind] // 4, device=device, dtype=torch.float32)
+    return BYTES[kind] / min(seconds_of(read.sum, device) for _ in range(ROUNDS[kind]))
 
 
 def floors(config: LlavaMiniConfig, dtype: str, num_text_tokens: int, rates: Rates) -> Floors:
