@@ -189,15 +189,20 @@ class FrameReader:
         """What the cache has under some keys."""
         if not self.cache.keeps_anything:
             return [None] * len(keys)
-        return [self.cache.get(key, turn, self.model.device) for key in keys]
+        return [self.cache.get(key, turn) for key in keys]
 
     def _restored(self, frames: Sequence[Tensors], text: Tensor, clock: Clock) -> SeenFrames:
-        """Return frames from what was kept of them."""
+        """Return frames from what was kept of them, which goes to the model's device together."""
+        tensors = clock.timed("media", self._together)(frames)
         if self.kept == "features":
-            features = torch.cat([tensors["features"] for tensors in frames])
-            patches, reduced = clock.timed("reduction", self.model.reduce_frames)(features)
+            patches, reduced = clock.timed("reduction", self.model.reduce_frames)(tensors["features"])
             return clock.timed("prefusion", self.model.read_first)(patches, reduced, text)
-        return SeenFrames.join([SeenFrames.from_tensors(tensors) for tensors in frames])
+        return SeenFrames.from_tensors(tensors)
+
+    def _together(self, frames: Sequence[Tensors]) -> Tensors:
+        if len(frames) == 1:
+            return {name: _sent(tensor, self.model.device) for name, tensor in frames[0].items()}
+        return {name: _sent(torch.cat([one[name] for one in frames]), self.model.device) for name in frames[0]}
 
     def _key(self, pixels: str, rest: str) -> str:
         return hashlib.blake2b(f"{pixels} {rest}".encode(), digest_size=20).hexdigest()

@@ -110,8 +110,8 @@ class TensorCache:
             self._turn += 1
             return self._turn
 
-    def get(self, key: str, turn: int, device: torch.device) -> dict[str, Tensor] | None:
-        """Return the tensors under a key, on a device; None if there are none."""
+    def get(self, key: str, turn: int) -> dict[str, Tensor] | None:
+        """Return the tensors under a key, in the CPU's memory; None if there are none."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -124,7 +124,7 @@ class TensorCache:
                 self.stats.misses += tensors is None
                 if tensors is not None:
                     self._keep(key, tensors, turn)
-        return None if tensors is None else {name: tensor.to(device) for name, tensor in tensors.items()}
+        return tensors
 
     def put(self, key: str, tensors: Tensors, turn: int) -> None:
         """Keep tensors. They are copied to the CPU's memory, so that the batch they came from can go."""
