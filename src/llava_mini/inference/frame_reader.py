@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llava_mini.flow import FrameChunk, SeenChunk, SeenFrames
+from llava_mini.flow import FrameChunk, SeenChunk, SeenFrames, sent
 from llava_mini.inference.ahead import Ahead
 from llava_mini.inference.stats import Clock
 from llava_mini.inference.tensor_cache import TensorCache, Tensors
@@ -174,7 +174,7 @@ class FrameReader:
         for start in range(0, len(missing), self.model.frames_per_pass):
             some = missing[start : start + self.model.frames_per_pass]
             rows = [keys.index(key) for key in some]
-            pixel_values = clock.timed("media", _sent)(chunk.pixel_values[rows], self.model.device)
+            pixel_values = clock.timed("media", sent)(chunk.pixel_values[rows], self.model.device)
             features = clock.timed("vision", self.model.encode_frames)(pixel_values)
             patches, reduced = clock.timed("reduction", self.model.reduce_frames)(features)
             parts.append(clock.timed("prefusion", self.model.read_first)(patches, reduced, text))
@@ -201,8 +201,8 @@ class FrameReader:
 
     def _together(self, frames: Sequence[Tensors]) -> Tensors:
         if len(frames) == 1:
-            return {name: _sent(tensor, self.model.device) for name, tensor in frames[0].items()}
-        return {name: _sent(torch.cat([one[name] for one in frames]), self.model.device) for name in frames[0]}
+            return {name: sent(tensor, self.model.device) for name, tensor in frames[0].items()}
+        return {name: sent(torch.cat([one[name] for one in frames]), self.model.device) for name in frames[0]}
 
     def _key(self, pixels: str, rest: str) -> str:
         return hashlib.blake2b(f"{pixels} {rest}".encode(), digest_size=20).hexdigest()
@@ -211,11 +211,6 @@ class FrameReader:
         """What a frame's key says besides its pixels: the model, and the text before the frames if that is kept."""
         state = self._state.frames(lasting=self.cache.folder is not None)
         return f"{state} {self.kept} {'' if self.kept == 'features' else _digest_of(text)}"
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device. A GPU takes it when it comes to it; without pinned memory it is waited for."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _digested(chunks: Generator[FrameChunk], skip: int) -> Generator[tuple[FrameChunk, list[str]]]:

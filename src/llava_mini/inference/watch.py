@@ -22,7 +22,7 @@ from typing import Any, Self, cast
 
 import torch
 
-from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames
+from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames, sent
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.frame_reader import FrameReader
 from llava_mini.inference.media import user_message
@@ -187,7 +187,7 @@ class Watch(Iterator[Moment]):
             self._keys += self._reader.keep(chunk.pixel_values, self._beginning)
             return
         for pixels in chunk.pixel_values.split(self._model.frames_per_pass):
-            self._kept.extend(self._model.see(pixels.to(self._model.device), self._beginning).split(1))
+            self._kept.extend(self._model.see(sent(pixels, self._model.device), self._beginning).split(1))
 
     def _new_fusion(self, question: str) -> StreamedFusion:
         return StreamedFusion(self._model, self._inputs(question))
