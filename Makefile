@@ -66,7 +66,7 @@ train-gpu: $(READY)
 	  from llava_mini.training.devices import choose_hardware; \
 	  sys.exit(0 if train_tiny("$(OUT)", slice_minutes=$(SLICE_MINUTES), hardware=choose_hardware("cuda")) else 3)'
 
-# Needs no .venv either: torch, transformers, numpy and Pillow are enough; what needs PyAV is left out without it.
+# Needs no .venv either: torch, transformers, numpy and Pillow are enough; what needs PyAV or PEFT is left out without it.
 # BENCH_SIZES=tiny BENCH_DEVICE=cpu tries it out.
 bench-gpu: OUT := runs/bench
 bench-gpu: $(READY)

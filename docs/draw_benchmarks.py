@@ -92,14 +92,16 @@ def _origin(name: str, report: Report) -> str:
     of = report.environment
     libraries = ", ".join(f"{library} {of[library]}" for library in ("torch", "transformers", "av") if library in of)
     where = f"{of['device']}, {of['threads']} threads, Python {of['python']}, {libraries}, commit {of['commit']}"
-    flags = " ".join(f"--{key.replace('_', '-')} {_flag(value)}" for key, value in report.settings.items() if value)
-    return f"[{name}.json]({name}.json): {where}; `llava-mini bench {report.bench} {flags}`."
+    flags = [flag for key, value in report.settings.items() for flag in _flags(key, value)]
+    return f"[{name}.json]({name}.json): {where}; `llava-mini bench {report.bench} {' '.join(flags)}`."
 
 
-def _flag(value: object) -> str:
-    if value is True:
-        return ""
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _flags(key: str, value: object) -> list[str]:
+    """A setting on the command line; one that is off or left open is not there."""
+    if value is None or value is False:
+        return []
+    values = value if isinstance(value, list | tuple) else [] if value is True else [value]
+    return [f"--{key.replace('_', '-')}", *map(str, values)]
 
 
 def _stacked(axes: "Axes", rows: Mapping[str, Mapping[str, Sequence[float]]], factor: float = 1.0) -> None:
@@ -277,15 +279,23 @@ def _says_train(report: Report) -> str:
             f"Stage {stage}{_AGAIN[again]}: {_words(median(released))} in the released order, {_words(median(here))} "
             f"here ({_less(here, released)}), {_words(median(kept))} from kept features ({_less(kept, released)})"
         )
-    kept = rows[1, "yes", "released"]["peak"]["host"], rows[1, "yes", "here"]["peak"]["host"]
+    peaks = {key: one["peak"]["host"] for key, one in rows.items()}
+    of_stage_1 = [
+        f"{_bytes(peaks[1, again, 'released'])} against {_bytes(peaks[1, again, 'here'])}{_AGAIN[again]}"
+        for again in ("no", "yes")
+    ]
     return (
         f"A step with {report.settings['samples']} images. {'. '.join(said)}. Two passes, shorter rows and logits of "
         "learned positions alone save little, because the language model's own work is most of it and the same in "
         "all orders, and with layers computed again those of pre-fusion are too, which the released code keeps; kept "
-        "features save the vision tower. In memory the order hardly counts: gradients and the "
-        f"activations of the language model are most of it, but for stage 1 with layers computed again "
-        f"({kept[0] / 1e6:.0f} MB against {kept[1] / 1e6:.0f} MB), where the logits of all positions are."
+        "features save the vision tower. In stage 2 the order hardly counts for memory: gradients and the activations "
+        f"of the language model are most of it. In stage 1 it does ({' and '.join(of_stage_1)}), for the logits of "
+        "all positions."
     )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _less(of: Sequence[float], to: Sequence[float]) -> str:

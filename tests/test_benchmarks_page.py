@@ -1,10 +1,13 @@
 """docs/benchmarks/results.md is what docs/draw_benchmarks.py makes of the results beside it."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from llava_mini.benchmarks.report import tupled
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -45,6 +48,18 @@ def test_every_picture_of_the_page_draws(pages, reports, tmp_path):
             Image.open(DOCS / "benchmarks" / f"{section.name}.png") as file,
         ):
             assert made.size == file.size, "Run: python docs/draw_benchmarks.py"
+
+
+def test_the_command_beside_a_result_has_every_setting_that_is_not_the_usual_one(pages, reports):
+    changed = 0
+    for report in reports.values():
+        module = importlib.import_module(f"llava_mini.benchmarks.{report.bench}")
+        usual, flags = vars(module.Settings()), pages._origin("result", report).split("`")[1].split()
+        for name, value in tupled(report.settings).items():
+            if value not in (usual[name], False):
+                assert f"--{name.replace('_', '-')}" in flags
+                changed += 1
+    assert changed >= 20
 
 
 def test_a_result_without_a_section_is_named(pages, reports):

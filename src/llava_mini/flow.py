@@ -21,6 +21,13 @@ KeysValues = tuple[Tensor, Tensor]
 """Rotated keys and values of some rows of one layer, each [F, heads, rows, head width]."""
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. A GPU takes one of the host when it comes to it; without pinned memory it is waited for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameChunk:
     """A few consecutive frames of one image or video, ready for the vision tower."""
@@ -83,7 +90,7 @@ class SeenFrames:
 
     def to(self, device: torch.device) -> "SeenFrames":
         """Return the same on a device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self._each(lambda tensor: sent(tensor, device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "SeenFrames":
         pairs = tuple((change(keys), change(values)) for keys, values in self.keys_values)

@@ -1,10 +1,12 @@
 """What a cold process of the embedded model reports, from real processes."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
-from llava_mini.benchmarks import load
+from llava_mini.benchmarks import load, processes
 from llava_mini.benchmarks.load import STEPS, Settings
 from llava_mini.benchmarks.processes import ProcessError, fresh, fresh_result
 
@@ -40,6 +42,18 @@ def test_a_process_finds_the_package_and_its_arguments():
     program = "import json; from importlib.util import find_spec; print('talk')\n"
     program += "print(json.dumps([find_spec('llava_mini').name, *sys.argv[1:]]))"
     assert fresh_result(program, "a")[0] == ["llava_mini", "a"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Only Linux ends a process with its parent.")
+def test_a_process_ends_with_the_one_that_started_it_if_it_asks_for_it():
+    ask = f"import runpy; runpy.run_path({processes.__file__!r})['end_with_parent']()"
+    inner = f"{ask}; import time; print('begun', flush=True); time.sleep(20); print('went on', flush=True)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    with subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.kill()
+        assert process.stdout.read() == ""  # ends when nobody is left who could write
 
 
 def test_no_repeats_are_refused():

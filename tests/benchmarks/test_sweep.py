@@ -47,13 +47,39 @@ def test_what_there_is_no_time_for_is_left_for_the_next_slice(tmp_path, started,
     assert "more to do, with the same command: one, two" in capsys.readouterr().out
 
 
-def test_a_job_that_is_stopped_is_left_and_the_next_one_too(tmp_path, monkeypatch):
-    def slow(*_, timeout):
-        monkeypatch.setattr(module, "LEAST_SECONDS", 1e9)
-        raise subprocess.TimeoutExpired("python", timeout)
+@pytest.fixture
+def slow(started, monkeypatch):
+    """Job "slow" takes longer than it is given; the clock that goes on by that is in ``slow[0]``."""
+    now, run = [0.0], module.fresh
 
-    monkeypatch.setattr(module, "fresh", slow)
-    assert sweep(tmp_path, WANTED, minutes=1).left == ["one", "two"]
+    def fresh(program, path, job, timeout):
+        if Path(path).stem == "slow":
+            started.append("slow.json")
+            now[0] += timeout
+            raise subprocess.TimeoutExpired("python", timeout)
+        now[0] += 20
+        return run(program, path, job, timeout)
+
+    monkeypatch.setattr(module, "fresh", fresh)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_job_that_is_stopped_is_left_and_the_next_one_too(tmp_path, slow):
+    wanted = {"one": WANTED["one"], "slow": WANTED["one"], "two": WANTED["two"]}
+    swept = sweep(tmp_path, wanted, minutes=1)
+    assert (swept.done, swept.left, swept.code) == (["one"], ["slow", "two"], 3)
+    assert (tmp_path / "slow.log").read_text() == "cut off after 40 seconds\n"
+
+
+def test_a_slow_job_waits_for_the_others_and_fails_when_a_whole_slice_is_not_enough(tmp_path, slow, started):
+    wanted = {"one": WANTED["one"], "slow": WANTED["one"], "two": WANTED["two"]}
+    codes = [sweep(tmp_path, wanted, minutes=1).code for _ in range(2)]
+    last = sweep(tmp_path, wanted, minutes=1)
+    assert started == ["one.json", "slow.json", "two.json", "slow.json", "slow.json"]
+    assert codes == [3, 3]
+    assert (last.done, last.code) == (["one", "two"], 1)
+    assert "not done after a slice of 1 minutes" in last.failed["slow"]
 
 
 def test_a_job_that_fails_leaves_a_log_and_the_others_run(tmp_path, started, monkeypatch, capsys):

@@ -68,7 +68,7 @@ def test_a_prompt_that_is_read_in_pieces_is_read_whole(model):
 
 
 def test_all_ways_are_measured_as_far_as_they_are_asked_for(monkeypatch):
-    monkeypatch.setattr(video, "fresh_result", lambda program, request: (peak_here(request), 0.0))
+    monkeypatch.setattr(video, "peak_in_process", lambda bench, request: peak_here(json.loads(json.dumps(request))))
     report = video.run(SETTINGS)
     ways = json.loads(report.line())["results"]["ways"]
     assert [(one["way"], one["frames"], one["tokens"]) for one in ways] == [
@@ -92,7 +92,7 @@ def test_a_way_without_enough_memory_to_keep_a_film_has_no_times_and_the_others_
     def too_much(self):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(video, "fresh_result", lambda program, request: (None, 0.0))
+    monkeypatch.setattr(video, "peak_in_process", lambda bench, request: None)
     monkeypatch.setattr("llava_mini.benchmarks.film_ways.VideoLlava.keep", too_much)
     report = video.run(replace(SETTINGS, frames=(3,)))
     times = {one["way"]: len(one["first_s"]) for one in report.results["ways"]}

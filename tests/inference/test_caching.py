@@ -313,24 +313,13 @@ def test_long_prompts_are_read_in_pieces(parts, monkeypatch):
     assert text(Engine(*parts, NO_CACHING), "What is this?", [picture(1)]) == expected
 
 
-def test_questions_from_several_threads_get_their_own_answers(parts):
-    engine, plain = Engine(*parts), Engine(*parts, NO_CACHING)
-    media = [picture(number) for number in range(4)]
-    expected = [text(plain, "One?", [one]) for one in media]
-    wrong = []
-
-    def ask(number):
-        for step in range(6):
-            index = (number + step) % len(media)
-            if text(engine, "One?", [media[index]]) != expected[index]:
-                wrong.append(index)
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+def test_only_the_latest_files_are_remembered(parts, film, tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_reader, "_MOST_FILES", 2)
+    files = [shutil.copy2(film, tmp_path / f"{number}.mp4") for number in range(3)]
+    engine = Engine(*parts)
+    for file in [files[0], files[1], files[0], files[2]]:
+        text(engine, "One?", [file])
+    assert [key[0] for key in engine._reader._pixels_of_file] == [str(files[0]), str(files[2])]
 
 
 def test_an_interrupted_film_leaves_no_thread_and_the_engine_goes_on(parts, film):
@@ -438,38 +427,6 @@ def test_an_answer_comes_when_the_folder_cannot_be_written(parts, film, tmp_path
         assert text(engine, "One?", [film]) == text(Engine(*parts, NO_CACHING), "One?", [film])
     assert len([one for one in told if "cannot write" in str(one.message)]) == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_engines_may_share_a_model_and_be_asked_at_once(parts):
-    engines = [Engine(*parts), Engine(*parts, NO_CACHING)]
-    expected = text(Engine(*parts, NO_CACHING), "One?", [picture(7)])
-    wrong = []
-
-    def ask(engine):
-        for _ in range(8):
-            try:
-                if text(engine, "One?", [picture(7)]) != expected:
-                    wrong.append("another answer")
-            except Exception as error:
-                wrong.append(repr(error))
-
-    threads = [threading.Thread(target=ask, args=(engine,)) for engine in engines * 2]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_frames_may_come_from_somebody_who_asks_the_same_engine(parts):
-    engine = Engine(*parts)
-
-    def frames():
-        for number in range(3):
-            engine.ask("And this?", [picture(number)], max_tokens=1)
-            yield picture(number)
-
-    assert engine.ask("One?", iter(frames()), max_tokens=LENGTH).stats.frames == 3
 
 
 def test_a_question_in_between_leaves_a_conversation_what_it_kept(parts):

@@ -7,8 +7,6 @@ import torch
 
 from llava_mini.inference.tensor_cache import TensorCache
 
-CPU = torch.device("cpu")
-
 
 def tensors(value=0.0, rows=4):
     return {"keys": torch.full((rows, 8), value), "values": torch.full((rows, 8), value)}
@@ -21,10 +19,10 @@ def test_tensors_come_back_as_they_were_put_and_do_not_share_their_memory():
     cache, one = TensorCache(2**20), tensors(1.0)
     cache.put("a", one, cache.new_turn())
     one["keys"].zero_()
-    found = cache.get("a", cache.new_turn(), CPU)
+    found = cache.get("a", cache.new_turn())
     assert found is not None
     assert found["keys"].eq(1).all()
-    assert cache.get("b", cache.new_turn(), CPU) is None
+    assert cache.get("b", cache.new_turn()) is None
     assert (cache.stats.hits_in_memory, cache.stats.misses, cache.stats.hit_rate) == (1, 1, 0.5)
     cache.clear()
     assert ("a" in cache, len(cache), cache.num_bytes) == (False, 0, 0)
@@ -34,7 +32,7 @@ def test_the_least_recently_used_are_forgotten_within_the_budget():
     cache = TensorCache(3 * SIZE)
     for key in "abc":
         cache.put(key, tensors(), cache.new_turn())
-    cache.get("a", cache.new_turn(), CPU)
+    cache.get("a", cache.new_turn())
     cache.put("d", tensors(), cache.new_turn())
     assert [key for key in "abcd" if key in cache] == ["a", "c", "d"]
     assert cache.num_bytes == 3 * SIZE
@@ -48,9 +46,21 @@ def test_of_a_film_larger_than_the_budget_the_first_frames_stay():
     for hits in (0, 3, 3):
         turn, before = cache.new_turn(), cache.stats.hits_in_memory
         for key in "abcdefgh":
-            if cache.get(key, turn, CPU) is None:
+            if cache.get(key, turn) is None:
                 cache.put(key, tensors(), turn)
         assert cache.stats.hits_in_memory - before == hits
+
+
+def test_what_there_is_no_room_for_is_not_copied(tmp_path):
+    cannot_be_copied = {"keys": torch.empty(SIZE, device="meta")}
+    cache = TensorCache(SIZE)
+    turn = cache.new_turn()
+    cache.put("large", cannot_be_copied, turn)
+    cache.put("a", tensors(), turn)
+    cache.put("of the same turn", {"keys": cannot_be_copied["keys"][:1]}, turn)
+    assert [key for key in ("large", "a", "of the same turn") if key in cache] == ["a"]
+    with pytest.raises(NotImplementedError):
+        TensorCache(SIZE, tmp_path).put("written", cannot_be_copied, turn)
 
 
 def test_tensors_outlive_the_memory_in_a_folder(tmp_path):
@@ -58,10 +68,10 @@ def test_tensors_outlive_the_memory_in_a_folder(tmp_path):
     first.put("abc", tensors(3.0), first.new_turn())
     again = TensorCache(2**20, tmp_path)
     assert "abc" in again
-    found = again.get("abc", again.new_turn(), CPU)
+    found = again.get("abc", again.new_turn())
     assert found is not None
     assert found["values"].eq(3).all()
-    again.get("abc", again.new_turn(), CPU)
+    again.get("abc", again.new_turn())
     assert (again.stats.hits_on_disk, again.stats.hits_in_memory) == (1, 1)
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".safetensors"]
 
@@ -78,9 +88,9 @@ def test_a_damaged_or_foreign_file_is_told_of_and_not_used(tmp_path, damage):
     else:
         path.write_bytes({"cut": content[: len(content) // 2], "noise": b"noise" * 100, "empty": b""}[damage])
     with pytest.warns(UserWarning, match="is not what this cache wrote"):
-        assert cache.get("abc", 2, CPU) is None
+        assert cache.get("abc", 2) is None
     cache.put("abc", tensors(2.0), 2)
-    found = cache.get("abc", 3, CPU)
+    found = cache.get("abc", 3)
     assert found is not None
     assert found["keys"].eq(2).all()
 
@@ -111,7 +121,7 @@ def test_threads_may_share_a_cache():
     def work(number):
         for step in range(200):
             key = str((number * 7 + step) % 11)
-            found = cache.get(key, cache.new_turn(), CPU)
+            found = cache.get(key, cache.new_turn())
             if found is not None and not found["keys"].eq(float(key)).all():
                 wrong.append(key)
             cache.put(key, tensors(float(key)), cache.new_turn())

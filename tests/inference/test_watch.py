@@ -58,7 +58,7 @@ def test_leaving_a_source_early_ends_its_thread(film):
 def test_answers_at_any_moment_are_those_about_the_frames_so_far(parts, film, memory, tmp_path):
     caching = Caching(frame_bytes=0, folder=tmp_path) if memory == "all on disk" else None
     engine, plain = Engine(*parts, caching), Engine(*parts, NO_CACHING)
-    images, window = pictures(film), 4 if memory == "window" else None
+    images, window = pictures(film), 18 if memory == "window" else None  # more than one pass
     standing = "What is it?" if memory == "standing" else None
     watch = engine.watch(film, question=standing, window=window, fps=2, speed=100, waiting=100, max_tokens=LENGTH)
     asked = 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llava_mini.flow import FrameChunk, ModelInputs, SeenChunk, SeenFrames
+from llava_mini.flow import FrameChunk, ModelInputs, SeenChunk, SeenFrames, sent
 from tests.tiny_models import pixels, tiny_model
 
 VARIANTS = {
@@ -104,3 +104,15 @@ def test_frames_that_share_a_prompt_carry_its_labels():
     assert fused.labels is not None
     assert fused.labels.tolist() == [[-100] * 5 + [8]]
     assert fused.is_fused.tolist() == [[True, False, False, False, True, False]]
+
+
+def test_a_gpu_is_sent_what_the_host_holds_without_being_waited_for(monkeypatch):
+    how = []
+    there, pinned = torch.zeros(2, device="meta"), torch.ones(2)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *to, **options: how.append(options) or tensor)
+    cuda = torch.device("cuda")
+    assert sent(torch.zeros(2), cuda) is pinned  # only from there a copy goes by itself
+    assert sent(there, cuda) is there
+    assert sent(there, torch.device("cpu")) is there
+    assert how == [{"non_blocking": True}, {}, {}]

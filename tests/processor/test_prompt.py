@@ -1,5 +1,7 @@
 """Messages become ids: what the template writes counts, what a user types is text."""
 
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,28 @@ def test_an_answer_can_be_continued(pair):
 def test_an_answer_is_begun_or_continued_not_both(tiny):
     with pytest.raises(ValueError, match="exclude one another"):
         text_of([user("q"), assistant("a")], tiny, load_template("tiny"), add_generation_prompt=True, **CONTINUE)
+
+
+def test_threads_may_render_prompts_at_once(pair):
+    messages = [user("Who?"), assistant("I."), user("Why?"), assistant("So.")]
+    expected, wrong = encode(messages, *pair), []
+
+    def work():
+        try:
+            wrong.extend(prompt for _ in range(60) if (prompt := encode(messages, *pair)) != expected)
+        except Exception as error:
+            wrong.append(error)
+
+    threads, interval = [threading.Thread(target=work) for _ in range(3)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 def test_a_template_that_does_not_mark_answers_is_refused_with_answers_only(llama):

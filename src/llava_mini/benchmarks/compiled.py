@@ -40,7 +40,7 @@ class CompiledSteps(LanguageModel):
             length: rows that prompt and answer may have.
         """
         super().__init__(model)
-        self.length = length
+        self._cache = StaticCache(config=model.config, max_cache_len=length)
         mode = "reduce-overhead" if model.device.type == "cuda" else "default"
         self._step = torch.compile(_next_token, mode=mode)
 
@@ -51,10 +51,11 @@ class CompiledSteps(LanguageModel):
         return Answering(token=token.clone(), cache=cache)  # the next run of a graph writes over what it gave
 
     def _fixed(self, cache: Cache) -> StaticCache:
-        made = StaticCache(config=self.model.config, max_cache_len=self.length)
+        """The same memory for every answer, which ends the one before: for another a CUDA graph is recorded anew."""
+        self._cache.reset()
         for index, layer in enumerate(cache.layers):
-            made.update(cast(Any, layer).keys, cast(Any, layer).values, index)
-        return made
+            self._cache.update(cast(Any, layer).keys, cast(Any, layer).values, index)
+        return self._cache
 
 
 def compiled(model: LlavaMiniForConditionalGeneration) -> LlavaMiniForConditionalGeneration:

@@ -16,8 +16,8 @@ SIDE = {"cuda": 8192, "cpu": 3072}
 """Rows and columns of the matrices of the product."""
 BYTES = {"cuda": 4 * 2**30, "cpu": 2**30}
 """What is read for the bandwidth."""
-ROUNDS = 5
-"""Each is measured so often; the fastest counts."""
+ROUNDS = {"cuda": 20, "cpu": 5}
+"""Each is measured so often; the fastest counts. A GPU takes a while to reach its pace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,23 @@ class Floors:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Measure a device with one number format."""
+    """Measure a device with one number format. It should be empty: this takes a few GiB, and gives them back."""
     kind = device.type if device.type in SIDE else "cpu"
+    rates = Rates(operations=_operations(kind, device, dtype), bandwidth=_bandwidth(kind, device))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return rates
+
+
+def _operations(kind: str, device: torch.device, dtype: torch.dtype) -> float:
     side = SIDE[kind]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    product = min(seconds_of(lambda: left @ right, device) for _ in range(ROUNDS))
-    read = torch.zeros(BYTES[kind] // dtype.itemsize, device=device, dtype=dtype).view(torch.int16)
-    total = min(seconds_of(lambda: read.max(), device) for _ in range(ROUNDS))
-    return Rates(operations=2 * side**3 / product, bandwidth=BYTES[kind] / total)
+    return 2 * side**3 / min(seconds_of(lambda: left @ right, device) for _ in range(ROUNDS[kind]))
+
+
+def _bandwidth(kind: str, device: torch.device) -> float:
+    read = torch.zeros(BYTES[kind] // 4, device=device, dtype=torch.float32)
+    return BYTES[kind] / min(seconds_of(read.sum, device) for _ in range(ROUNDS[kind]))
 
 
 def floors(config: LlavaMiniConfig, dtype: str, num_text_tokens: int, rates: Rates) -> Floors:

@@ -12,7 +12,6 @@ it is how much a new process's largest resident size grew, so it also holds what
 """
 
 import gc
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_mini.benchmarks.peaks import peak_of
-from llava_mini.benchmarks.processes import fresh_result
+from llava_mini.benchmarks.peaks import peak_in_process, peak_of
 from llava_mini.benchmarks.report import Report, Table, scaled, tupled
 from llava_mini.benchmarks.sizes import changed, limit_memory, random_model, size_config
 from llava_mini.config import LlavaMiniConfig
@@ -35,7 +33,6 @@ from llava_mini.processor.processor import FRAMES_PER_CHUNK
 
 WORD = 5
 """The id of every word of the prompts."""
-_CHILD = "from llava_mini.benchmarks.memory import peak_here; import json; print(json.dumps(peak_here(*sys.argv[1:])))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +126,8 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
     found = {"kept": kept_bytes(model, settings.text_tokens), "counted": _counted(config, settings.dtype)}
     del model
     for frames in settings.frames if device.type == "cpu" else ():
-        request = json.dumps({"name": name, "frames": frames, "settings": vars(settings)})
-        peaks[str(frames)], _ = fresh_result(_CHILD, request)
+        request = {"name": name, "frames": frames, "settings": vars(settings)}
+        peaks[str(frames)] = peak_in_process("memory", request)
     return {**found, "peak": peaks, "estimated": estimates}
 
 
@@ -150,10 +147,9 @@ def kept_bytes(model: LlavaMiniForConditionalGeneration, text_tokens: int) -> di
     }
 
 
-def peak_here(request: str) -> int:
+def peak_here(wanted: Mapping[str, Any]) -> int:
     """Bytes by which answering makes this process's largest resident size grow. For a process of its own."""
     keep_freed_memory()
-    wanted = json.loads(request)
     settings = Settings(**tupled(wanted["settings"]))
     assert settings.dtype is not None
     config, cpu = way_config(wanted["name"], settings), torch.device("cpu")

@@ -5,11 +5,33 @@ measured in a new process, and it also holds what libraries keep for themselves.
 """
 
 import gc
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from llava_mini.benchmarks.processes import fresh_result
+
+_CHILD = """
+from llava_mini.benchmarks.processes import end_with_parent
+end_with_parent()
+import json
+from llava_mini.benchmarks.{bench} import peak_here
+print(json.dumps(peak_here(json.loads(sys.argv[1]))))
+"""
+
+
+def peak_in_process(bench: str, request: Mapping[str, Any]) -> Any:
+    """What ``peak_here`` of a benchmark finds in a new process, which ends with this one.
+
+    Args:
+        bench: the module.
+        request: for ``peak_here``; it goes there as JSON, and so comes what is found.
+    """
+    return fresh_result(_CHILD.format(bench=bench), json.dumps(request))[0]
 
 
 def peak_of(call: Callable[[], object], device: torch.device) -> dict[str, int] | None:

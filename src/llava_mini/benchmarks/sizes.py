@@ -126,4 +126,4 @@ def limit_memory(gibibytes: float | None, device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     if not 0 < gibibytes * 2**30 <= total:
         raise ValueError(f"The memory limit is between 0 and the GPU's {total / 2**30:.1f} GiB, got {gibibytes:g}.")
-    torch.cuda.set_per_process_memory_fraction(gibibytes * 2**30 / total, device)
+    torch.cuda.set_per_process_memory_fraction(gibibytes * 2**30 / total, device.index)  # None: the current one

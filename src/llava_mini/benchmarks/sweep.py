@@ -23,6 +23,8 @@ LIMITS: tuple[float | None, ...] = (None, 24.0)
 """GiB of the GPU that may be used: all, and as much as a common card has."""
 LEAST_SECONDS = 20.0
 """No job begins when less of a slice is left."""
+WHOLE_SLICE = 0.9
+"""A job that is cut off after so much of a slice would not be done in another one either."""
 _CHILD = "from llava_mini.benchmarks.sweep import run_job; run_job(*sys.argv[1:])"
 
 
@@ -90,7 +92,8 @@ def sweep(folder: Path | str, wanted: Mapping[str, Job], *, minutes: float) -> S
     Args:
         folder: for the files; made if it is missing.
         wanted: jobs by name.
-        minutes: the time. A job that is running when it ends is stopped, and begins anew in the next slice.
+        minutes: the time. A job that is running when it ends is stopped and begins anew in a later slice, after the
+            others, so that one that is slow does not keep them waiting for ever.
 
     Raises:
         ValueError: the time is not above 0.
@@ -100,8 +103,8 @@ def sweep(folder: Path | str, wanted: Mapping[str, Job], *, minutes: float) -> S
     folder, end = Path(folder), time.monotonic() + 60 * minutes
     folder.mkdir(parents=True, exist_ok=True)
     swept = Swept()
-    for name, job in wanted.items():
-        path, seconds = folder / f"{name}.json", end - time.monotonic()
+    for name in sorted(wanted, key=lambda name: (folder / f"{name}.log").exists()):
+        job, path, seconds = wanted[name], folder / f"{name}.json", end - time.monotonic()
         if path.exists():
             swept.done.append(name)
         elif job.needs and importlib.util.find_spec(job.needs) is None:
@@ -110,7 +113,7 @@ def sweep(folder: Path | str, wanted: Mapping[str, Job], *, minutes: float) -> S
             swept.left.append(name)
         else:
             print(f"== {name}", flush=True)
-            _run(name, job, path, seconds, swept)
+            _run(name, job, path, seconds, swept, has_whole_slice=seconds > WHOLE_SLICE * 60 * minutes)
     _tell(swept)
     return swept
 
@@ -128,12 +131,16 @@ def run_job(path: str, job: str) -> None:
     report.write(Path(path))
 
 
-def _run(name: str, job: Job, path: Path, seconds: float, swept: Swept) -> None:
+def _run(name: str, job: Job, path: Path, seconds: float, swept: Swept, *, has_whole_slice: bool) -> None:
     log = path.with_suffix(".log")
     try:
         printed, _ = fresh(_CHILD, str(path), json.dumps({"bench": job.bench, "given": job.given}), timeout=seconds)
     except subprocess.TimeoutExpired:
-        swept.left.append(name)
+        write_text(log, f"cut off after {seconds:.0f} seconds\n")
+        if has_whole_slice:
+            swept.failed[name] = f"not done after a slice of {seconds / 60:.3g} minutes; give it more (SLICE_MINUTES)"
+        else:
+            swept.left.append(name)
     except ProcessError as error:
         write_text(log, error.told)
         swept.failed[name] = str(error)

@@ -12,7 +12,6 @@ The update of the weights is the same in all orders and left out unless ``update
 precision it takes 16 bytes for each parameter that trains. Peaks come from processes of their own.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,8 +23,7 @@ from torch import Tensor
 
 from llava_mini.benchmarks.film_ways import all_tokens_config, without_reduction
 from llava_mini.benchmarks.floors import measure_rates
-from llava_mini.benchmarks.peaks import peak_of
-from llava_mini.benchmarks.processes import fresh_result
+from llava_mini.benchmarks.peaks import peak_in_process, peak_of
 from llava_mini.benchmarks.report import Report, Table, scaled, told, tupled
 from llava_mini.benchmarks.sizes import limit_memory, random_model, size_config
 from llava_mini.benchmarks.timing import drained, take_turns
@@ -39,7 +37,6 @@ from llava_mini.training.plan import SampleSize, training_flops
 from llava_mini.training.stages import apply_stage
 from llava_mini.training.tuning_stages import STAGE_1, STAGE_2, tuning_stage
 
-_CHILD = "from llava_mini.benchmarks.train import peak_here; import json; print(json.dumps(peak_here(*sys.argv[1:])))"
 CAPTION_TOKENS = 24
 """Words of a caption, in stage 1."""
 _RATES = {1: STAGE_1, 2: STAGE_2}
@@ -109,7 +106,7 @@ def run(settings: Settings) -> Report:
     asked: list[_Way] = [
         (stage, again, order) for stage in settings.stages for again in settings.recompute for order in ORDERS
     ]
-    peaks = {way: fresh_result(_CHILD, json.dumps({"settings": vars(settings), "way": way}))[0] for way in asked}
+    peaks = {way: peak_in_process("train", {"settings": vars(settings), "way": way}) for way in asked}
     rates = measure_rates(device, dtype)
     steps: dict[_Way, list[dict[str, float]]] = {}
     for stage in settings.stages:
@@ -171,14 +168,13 @@ def tables(results: Mapping[str, Any], settings: Settings) -> list[Table]:
     ]
 
 
-def peak_here(request: str) -> dict[str, int] | None:
+def peak_here(wanted: Mapping[str, Any]) -> dict[str, int] | None:
     """Bytes that a step adds at most to what is held before it. For a process of its own.
 
     Args:
-        request: ``settings`` and ``way``, which is stage, whether layers are computed again, and order, as JSON.
+        wanted: ``settings`` and ``way``, which is stage, whether layers are computed again, and order.
     """
     keep_freed_memory()
-    wanted = json.loads(request)
     settings = Settings(**tupled(wanted["settings"]))
     assert settings.device is not None
     stage, again, order = wanted["way"]

@@ -11,7 +11,6 @@ read every token of every frame, as far as ``most_tokens`` allows. Device and ho
 chunk, so that the parts come from the same runs as the whole.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,8 +20,7 @@ from typing import Any
 import torch
 
 from llava_mini.benchmarks.film_ways import WAYS, Film, Way, WayName, film_model, make_way, tokens_of
-from llava_mini.benchmarks.peaks import peak_of
-from llava_mini.benchmarks.processes import fresh_result
+from llava_mini.benchmarks.peaks import peak_in_process, peak_of
 from llava_mini.benchmarks.report import Report, Table, scaled, told, tupled
 from llava_mini.benchmarks.sizes import limit_memory, size_config
 from llava_mini.benchmarks.timing import PARTS, Laps, drained, take_turns
@@ -31,7 +29,6 @@ from llava_mini.inference.devices import DTYPES, choose_device, choose_dtype, ke
 from llava_mini.model import cost
 from llava_mini.model.llava_mini import LlavaMiniForConditionalGeneration
 
-_CHILD = "from llava_mini.benchmarks.video import peak_here; import json; print(json.dumps(peak_here(*sys.argv[1:])))"
 _TIMES = ("first", "later", "token")
 
 
@@ -195,19 +192,16 @@ def _peak(settings: Settings, way: WayName, dtype: str, frames: int, device: tor
     if device.type not in ("cpu", "cuda"):
         return None
     fields = {**vars(settings), "dtypes": [dtype]}
-    request = {"way": way, "dtype": dtype, "frames": frames, "settings": fields}
-    found, _ = fresh_result(_CHILD, json.dumps(request))
-    return found
+    return peak_in_process("video", {"way": way, "dtype": dtype, "frames": frames, "settings": fields})
 
 
-def peak_here(request: str) -> dict[str, int] | None:
+def peak_here(wanted: Mapping[str, Any]) -> dict[str, int] | None:
     """What the first question adds at most to this process's memory, and to the GPU's. For a process of its own.
 
     Returns:
         Bytes by place: ``host``, and ``device`` for a GPU. None: out of memory.
     """
     keep_freed_memory()
-    wanted = json.loads(request)
     settings = Settings(**tupled(wanted["settings"]))
     assert settings.device is not None
     device, film = torch.device(settings.device), settings.film(wanted["frames"])

@@ -16,12 +16,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llava_mini.flow import FrameChunk, SeenChunk, SeenFrames
+from llava_mini.flow import FrameChunk, SeenChunk, SeenFrames, sent
 from llava_mini.inference.ahead import Ahead
 from llava_mini.inference.stats import Clock
 from llava_mini.inference.tensor_cache import TensorCache, Tensors
@@ -37,7 +38,6 @@ Count = Callable[[int, int | None], None]
 
 _SETTLED_NS = 2_000_000_000
 """Age of a file's last change before its time stamps can be trusted: a later change could carry the same ones."""
-
 
 _MOST_FILES = 256
 """So many files are remembered."""
@@ -64,6 +64,7 @@ class FrameReader:
         self.kept: Kept = kept
         self._state = state
         self._pixels_of_file: dict[object, tuple[str, ...]] = {}
+        self._lock = Lock()
 
     def read(
         self, media: MediaStream, text: Tensor, reading: Reading, clock: Clock, count: Count
@@ -103,10 +104,7 @@ class FrameReader:
                     pixels_seen += pixels
                     yield SeenChunk(seen=self._see(chunk, pixels, rest, text, turn, reading, clock), slot=slot)
             if fingerprint is not None and _fingerprint(media, slot) == fingerprint:
-                self._pixels_of_file.pop(fingerprint, None)
-                self._pixels_of_file[fingerprint] = tuple(pixels_seen)
-                while len(self._pixels_of_file) > _MOST_FILES:
-                    self._pixels_of_file.pop(next(iter(self._pixels_of_file)), None)
+                self._remember(fingerprint, pixels_seen)
             reading.keys += [self._key(pixels, rest) for pixels in pixels_seen]
 
     def keep(self, pixel_values: Tensor, text: Tensor) -> list[str]:
@@ -117,21 +115,30 @@ class FrameReader:
         return [self._key(one, rest) for one in pixels]
 
     def recall(self, keys: Sequence[str], text: Tensor, clock: Clock) -> Iterator[SeenFrames]:
-        """Give the frames that were kept under some keys, one after another, and tell the clock how long it took.
+        """Give the frames that were kept under some keys, some at a time, and tell the clock how long it took.
 
         Raises:
             ValueError: one is not in the cache any more.
         """
         turn = self.cache.new_turn()
-        for number, key in enumerate(keys):
-            (tensors,) = clock.timed("media", self._find)([key], turn)
-            if tensors is None:
+        for start in range(0, len(keys), self.model.frames_per_pass):
+            found = clock.timed("media", self._find)(keys[start : start + self.model.frames_per_pass], turn)
+            whole = [tensors for tensors in found if tensors is not None]
+            if len(whole) < len(found):
                 raise ValueError(
-                    f"Frame {number} of {len(keys)} is no longer in the cache, which has room for "
+                    f"Frame {start + found.index(None)} of {len(keys)} is no longer in the cache, which has room for "
                     f"{self.cache.max_bytes} bytes in memory and {self.cache.folder or 'no folder'} on disk. Give the "
                     "engine a folder where it can keep all frames, or watch with a window."
                 )
-            yield self._restored([tensors], text, clock)
+            yield self._restored(whole, text, clock)
+
+    def _remember(self, fingerprint: object, pixels: list[str]) -> None:
+        """Note which frames a file gave, and forget the file that was not asked about for longest."""
+        with self._lock:
+            self._pixels_of_file.pop(fingerprint, None)
+            self._pixels_of_file[fingerprint] = tuple(pixels)
+            while len(self._pixels_of_file) > _MOST_FILES:
+                del self._pixels_of_file[next(iter(self._pixels_of_file))]
 
     def _decoded(
         self, media: MediaStream, slot: int, clock: Clock, skip: int
@@ -167,7 +174,7 @@ class FrameReader:
         for start in range(0, len(missing), self.model.frames_per_pass):
             some = missing[start : start + self.model.frames_per_pass]
             rows = [keys.index(key) for key in some]
-            pixel_values = chunk.pixel_values[rows].to(self.model.device)
+            pixel_values = clock.timed("media", sent)(chunk.pixel_values[rows], self.model.device)
             features = clock.timed("vision", self.model.encode_frames)(pixel_values)
             patches, reduced = clock.timed("reduction", self.model.reduce_frames)(features)
             parts.append(clock.timed("prefusion", self.model.read_first)(patches, reduced, text))
@@ -182,15 +189,20 @@ class FrameReader:
         """What the cache has under some keys."""
         if not self.cache.keeps_anything:
             return [None] * len(keys)
-        return [self.cache.get(key, turn, self.model.device) for key in keys]
+        return [self.cache.get(key, turn) for key in keys]
 
     def _restored(self, frames: Sequence[Tensors], text: Tensor, clock: Clock) -> SeenFrames:
-        """Return frames from what was kept of them."""
+        """Return frames from what was kept of them, which goes to the model's device together."""
+        tensors = clock.timed("media", self._together)(frames)
         if self.kept == "features":
-            features = torch.cat([tensors["features"] for tensors in frames])
-            patches, reduced = clock.timed("reduction", self.model.reduce_frames)(features)
+            patches, reduced = clock.timed("reduction", self.model.reduce_frames)(tensors["features"])
             return clock.timed("prefusion", self.model.read_first)(patches, reduced, text)
-        return SeenFrames.join([SeenFrames.from_tensors(tensors) for tensors in frames])
+        return SeenFrames.from_tensors(tensors)
+
+    def _together(self, frames: Sequence[Tensors]) -> Tensors:
+        if len(frames) == 1:
+            return {name: sent(tensor, self.model.device) for name, tensor in frames[0].items()}
+        return {name: sent(torch.cat([one[name] for one in frames]), self.model.device) for name in frames[0]}
 
     def _key(self, pixels: str, rest: str) -> str:
         return hashlib.blake2b(f"{pixels} {rest}".encode(), digest_size=20).hexdigest()

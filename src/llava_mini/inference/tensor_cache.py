@@ -110,8 +110,8 @@ class TensorCache:
             self._turn += 1
             return self._turn
 
-    def get(self, key: str, turn: int, device: torch.device) -> dict[str, Tensor] | None:
-        """Return the tensors under a key, on a device; None if there are none."""
+    def get(self, key: str, turn: int) -> dict[str, Tensor] | None:
+        """Return the tensors under a key, in the CPU's memory; None if there are none."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -124,11 +124,13 @@ class TensorCache:
                 self.stats.misses += tensors is None
                 if tensors is not None:
                     self._keep(key, tensors, turn)
-        return None if tensors is None else {name: tensor.to(device) for name, tensor in tensors.items()}
+        return tensors
 
     def put(self, key: str, tensors: Tensors, turn: int) -> None:
         """Keep tensors. They are copied to the CPU's memory, so that the batch they came from can go."""
-        if not self.keeps_anything:
+        with self._lock:
+            has_room = self._make_room(key, _num_bytes(tensors), turn)
+        if not has_room and self.folder is None:  # most frames of a long film: not even copied
             return
         kept = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         with self._lock:
@@ -142,18 +144,23 @@ class TensorCache:
             self._bytes = 0
 
     def _keep(self, key: str, tensors: dict[str, Tensor], turn: int) -> None:
+        size = _num_bytes(tensors)
+        if self._make_room(key, size, turn):
+            self._entries[key] = _Entry(tensors, size, turn)
+            self._bytes += size
+
+    def _make_room(self, key: str, size: int, turn: int) -> bool:
+        """Forget what is under a key, and what is older than a turn, until so many bytes fit; False if they do not."""
         before = self._entries.pop(key, None)
         self._bytes -= before.num_bytes if before is not None else 0
-        size = sum(tensor.nbytes for tensor in tensors.values())
         if size > self.max_bytes:
-            return
+            return False
         while self._entries and self._bytes + size > self.max_bytes:
             oldest = next(iter(self._entries))
             if self._entries[oldest].turn == turn:
-                return
+                return False
             self._bytes -= self._entries.pop(oldest).num_bytes
-        self._entries[key] = _Entry(tensors, size, turn)
-        self._bytes += size
+        return True
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / key[:2] / f"{key}{_SUFFIX}"
@@ -197,6 +204,10 @@ class TensorCache:
                 path.unlink(missing_ok=True)
             return None
         return tensors
+
+
+def _num_bytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _checksum(tensors: Tensors) -> str:

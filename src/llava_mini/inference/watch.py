@@ -13,6 +13,7 @@ prompt. What is kept decides what may be asked, and what it costs:
 All three are exact: the answer is that of ``Engine.ask`` about the same frames.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, Self, cast
 
 import torch
 
-from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames
+from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames, sent
 from llava_mini.inference.answer import AnswerStream
 from llava_mini.inference.frame_reader import FrameReader
 from llava_mini.inference.media import user_message
@@ -151,9 +152,15 @@ class Watch(Iterator[Moment]):
         self._check_length(question, len(self._kept) or len(self._keys))
         fusion = self._new_fusion(question)
         all_frames = self._reader.recall(self._keys, self._beginning, clock)
-        for seen in self._kept if self.window is not None else all_frames:
+        for seen in self._windowed() if self.window is not None else all_frames:
             clock.timed("prefusion", fusion.add)(SeenChunk(seen=seen, slot=0))
         return clock.timed("prefusion", fusion.prompt)()
+
+    def _windowed(self) -> Iterator[SeenFrames]:
+        """The frames of the window, as many at a time as go through the model."""
+        frames = iter(self._kept)
+        while some := list(itertools.islice(frames, self._model.frames_per_pass)):
+            yield SeenFrames.join(some)
 
     def _check_length(self, question: str, frames: int) -> None:
         """Refuse a prompt that leaves no room for an answer."""
@@ -180,7 +187,7 @@ class Watch(Iterator[Moment]):
             self._keys += self._reader.keep(chunk.pixel_values, self._beginning)
             return
         for pixels in chunk.pixel_values.split(self._model.frames_per_pass):
-            self._kept.extend(self._model.see(pixels.to(self._model.device), self._beginning).split(1))
+            self._kept.extend(self._model.see(sent(pixels, self._model.device), self._beginning).split(1))
 
     def _new_fusion(self, question: str) -> StreamedFusion:
         return StreamedFusion(self._model, self._inputs(question))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames
+from llava_mini.flow import FrameChunk, FusedPrompt, ModelInputs, SeenChunk, SeenFrames, sent
 from llava_mini.model import splice
 from llava_mini.model.reducers.base import Reduced
 
@@ -66,9 +66,9 @@ class StreamedFusion:
                 f"A chunk of frames belongs to medium {chunk.slot}, after medium {last}, but the prompt has "
                 f"{len(self.counts)}. Stream the media in the order of their places in the prompt."
             )
-        frames = chunk.seen if isinstance(chunk, SeenChunk) else chunk.pixel_values
+        frames, device = chunk.seen if isinstance(chunk, SeenChunk) else chunk.pixel_values, self._model.device
         for part in frames.split(self._model.frames_per_pass):
-            self._read(part.to(self._model.device))
+            self._read(sent(part, device) if isinstance(part, Tensor) else part.to(device))
         self.counts[chunk.slot] += len(frames)
 
     def _read(self, frames: Tensor | SeenFrames) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from threading import Lock
 from typing import Any, Literal, cast
 
 from jinja2 import TemplateError
@@ -26,6 +27,9 @@ MARKS: dict[Kind, str] = {"image": "<image>", "video": "<video>"}
 
 ROLES = ("system", "user", "assistant")
 PART_TYPES = ("text", "image", "video", "image_url")
+
+_RENDERING = Lock()
+"""transformers keeps one compiled template for the whole process, which notes inside itself where answers are."""
 
 Message = Mapping[str, Any]
 
@@ -221,17 +225,18 @@ def render(
         )
     known: dict[str, Any] = dict(tokenizer.special_tokens_map)
     try:
-        rendered, spans = cast(
-            tuple[list[str], list[list[tuple[int, int]]]],
-            render_jinja_template(
-                conversations=[messages],
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                continue_final_message=continue_final_message,
-                add_generation_prompt=add_generation_prompt,
-                **known,
-            ),
-        )
+        with _RENDERING:
+            rendered, spans = cast(
+                tuple[list[str], list[list[tuple[int, int]]]],
+                render_jinja_template(
+                    conversations=[messages],
+                    chat_template=template,
+                    return_assistant_tokens_mask=True,
+                    continue_final_message=continue_final_message,
+                    add_generation_prompt=add_generation_prompt,
+                    **known,
+                ),
+            )
     except TemplateError as error:
         raise ValueError(f"The chat template refuses the conversation: {error}") from error
     return rendered[0], [(start, min(end, len(rendered[0]))) for start, end in spans[0]] if answers else []
